@@ -1,0 +1,33 @@
+# make demo   sets everything up and runs DPO on the embedded default
+# make test   sets everything up, lints, and passes the tests
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: help demo test lint clean
+help:
+	@sed -n '1,2s/^# //p' Makefile
+
+$(VENV)/ready: requirements.txt pyproject.toml
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready requirements-dev.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+demo: $(VENV)/ready
+	$(RUN) dpo/train_dpo.py
+
+lint: $(VENV)/ready-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright
+
+test: lint
+	$(RUN) -m pytest
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find data/processed -type f ! -name .gitkeep -delete
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Direct Preference Optimization (arXiv 2305.18290) on the groupwise core."""

@@ -1,0 +1,195 @@
+"""A DPO run from configuration to adapter and summary: puts the shared pieces together and adds the objective.
+
+Knows no file formats (dpo/dataset_utils.py), no formula (dpo/losses.py) and no loop (groupwise/train/).
+Legend: T completion tokens, R completions, K pairs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from torch import Tensor
+
+from dpo.config import DpoConfig
+from dpo.eval import HeldOut, as_json, before_and_after, held_out_metrics, print_figures, stored_figures
+from dpo.losses import dpo_loss, implicit_rewards
+from dpo.prepare import Prepared, prepare
+from groupwise.batch import GroupBatch
+from groupwise.data.rows import source_hash
+from groupwise.groups import Group
+from groupwise.model.engine import LogprobEngine, TokenScores, starting_gap
+from groupwise.model.reference_cache import cached_reference
+from groupwise.observe.figure import Panel, learning_curve
+from groupwise.observe.metrics import MetricSums
+from groupwise.observe.progress import make_progress
+from groupwise.observe.versions import versions
+from groupwise.train.loop import EpochSource, FitResult, fit
+from groupwise.train.objective import StepTotals
+from groupwise.train.run_folder import RunFolder, write_json
+from groupwise.train.runtime import Runtime
+
+CACHE = Path("data/processed")
+HEADLINE = (
+    "loss",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+    "grad_norm",
+    "eval/rewards/accuracies",
+    "tokens_per_second",
+)
+PANELS = (
+    Panel(title="Loss", y_label="nats per pair", lines={"loss": "loss"}, reference=0.6931, reference_label="ln 2"),
+    Panel(
+        title="Pairs ranked as labelled", y_label="share of pairs", lines={"accuracy": "rewards/accuracies"},
+        limits=(None, 1.0),
+    ),
+    Panel(
+        title="Implicit rewards", y_label="beta x log-ratio (no unit)",
+        lines={"chosen": "rewards/chosen", "rejected": "rewards/rejected"},
+    ),
+    Panel(
+        title="Log-probs of whole completions", y_label="nats",
+        lines={"chosen": "logps/chosen", "rejected": "logps/rejected"},
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class DpoObjective:
+    """Mean DPO loss over all preference pairs of the step."""
+
+    beta: float
+    label_smoothing: float = 0.0
+    temperature: float = 1.0
+
+    def loss_sum(self, batch: GroupBatch, scores: TokenScores, sums: MetricSums) -> Tensor:
+        """Sum of Eq. 7 over the micro-batch's pairs; the metrics are means over pairs."""
+        if batch.reference_logp_T is None:
+            raise ValueError("DPO needs the reference log-probs of every completion")
+        logp_R = batch.sum_per_completion(scores.logp_T)
+        logratio_R = logp_R - batch.sum_per_completion(batch.reference_logp_T)
+        reward_R = implicit_rewards(logratio_R.detach(), beta=self.beta)
+        chosen_K, rejected_K = batch.pairs_K2.unbind(dim=1)
+        margin_K = reward_R[chosen_K] - reward_R[rejected_K]
+        for name, value_K in {
+            "rewards/chosen": reward_R[chosen_K],
+            "rewards/rejected": reward_R[rejected_K],
+            "rewards/margins": margin_K,
+            "rewards/accuracies": (margin_K > 0).float(),
+            "logps/chosen": logp_R.detach()[chosen_K],
+            "logps/rejected": logp_R.detach()[rejected_K],
+        }.items():
+            sums.add(name, value_K.sum(), len(value_K))
+        loss_K = dpo_loss(logratio_R, batch.pairs_K2, beta=self.beta, label_smoothing=self.label_smoothing)
+        return loss_K.sum()
+
+    def denominator(self, totals: StepTotals) -> int:
+        """All strictly ordered pairs of the step."""
+        return totals.pairs
+
+
+def train(config: DpoConfig, *, console: Console | None = None) -> RunFolder:
+    """Run DPO as configured; the run's folder then holds adapter, metrics, transcripts, summary and learning curve.
+
+    Continues a run that was stopped, and only shows the figures of one that is finished. Raises UserError for anything
+    the user can mend, before anything is written.
+    """
+    console = console or Console()
+    folder = RunFolder(Path(config.run.folder) / config.run.name)
+    state, notes = folder.state(config, resume=config.run.resume)
+    for note in notes:
+        console.print(note, markup=False, highlight=False)
+    if state == "finished":
+        console.print(f"{folder.path} is finished; a new run needs another --run.name", markup=False, highlight=False)
+        print_figures(*stored_figures(folder), console=console)
+        return folder
+    runtime = Runtime(mixed_precision=config.run.mixed_precision, trackers=config.run.trackers, folder=folder.path)
+    prepared = prepare(config, runtime)
+    if runtime.is_main:
+        folder.create(config)
+    runtime.wait()
+    for line in prepared.notes:
+        console.print(line, markup=False, highlight=False)
+    result = _learn(config, prepared, runtime=runtime, folder=folder, console=console)
+    if result is not None and runtime.is_main:
+        _finish(config, prepared, result, folder=folder, console=console)
+    runtime.close()
+    return folder
+
+
+def _learn(
+    config: DpoConfig, prepared: Prepared, *, runtime: Runtime, folder: RunFolder, console: Console
+) -> FitResult | None:
+    """Reference pass and training; None when the run was stopped before its end."""
+    engine, run = prepared.engine, config.run
+    parts: list[list[Group]] = []
+    for name, groups in (("train", prepared.train), ("heldout", prepared.heldout)):
+        scored, found = cached_reference(
+            engine, groups, CACHE, tokens_per_forward=run.tokens_per_forward, precision=run.mixed_precision
+        )
+        where = "read from" if found else "computed and kept in"
+        console.print(f"{name}: reference log-probs {where} {CACHE}", markup=False, highlight=False)
+        parts.append(scored)
+    trained, heldout = parts
+    _check_start(engine, trained[:8])
+    source = EpochSource(trained, groups_per_step=run.groups_per_step, epochs=config.epochs, seed=run.seed)
+    held_out = HeldOut(heldout, beta=config.loss.beta, tokens_per_forward=run.tokens_per_forward)
+    runtime.start_trackers("dpo", {"config": str(folder.config)})
+    result = fit(
+        DpoObjective(config.loss.beta, config.loss.label_smoothing),
+        source,
+        engine=engine,
+        optimizer_section=config.optimizer,
+        run=run,
+        runtime=runtime,
+        folder=folder,
+        progress=make_progress(console, headline=HEADLINE),
+        title=f"DPO of {config.model.path}",
+        evaluate=lambda step: held_out_metrics(engine, held_out),
+        evaluate_every=config.eval.every,
+    )
+    return result if result.steps == source.total_steps else None
+
+
+def _check_start(engine: LogprobEngine, groups: Sequence[Group]) -> None:
+    """A fresh policy is the reference: every log-ratio is 0 and the loss ln 2. Anything else is a fault of ours."""
+    gap, allowed = starting_gap(engine, groups)
+    if gap > allowed:
+        raise RuntimeError(
+            f"before the first step policy and reference differ by {gap:.3g} nats in a token's log-prob (allowed "
+            f"{allowed:.1g}); the cached reference in {CACHE} does not belong to this model"
+        )
+
+
+def _finish(config: DpoConfig, prepared: Prepared, result: FitResult, *, folder: RunFolder, console: Console) -> None:
+    """Adapter, held-out figures before and after, summary and learning curve."""
+    prepared.engine.policy.save(folder.adapter)
+    learning_curve(folder.metrics, folder.curve, panels=PANELS, title=f"DPO: {folder.path.name}")
+    before, after = before_and_after(
+        config, prepared.engine, prepared.encoder, prepared.heldout, prepared.score, folder=folder
+    )
+    sources = (*config.data.train, *config.data.heldout)
+    write_json(
+        folder.summary,
+        {
+            "before": as_json(before),
+            "after": as_json(after),
+            "train_seconds": round(result.seconds, 2),
+            "steps": result.steps,
+            "tokens": result.tokens,
+            "attention": prepared.engine.method,
+            "seeds": {"run": config.run.seed},
+            "hashes": {
+                "base_model": prepared.engine.policy.base_fingerprint(),
+                "data": {source: source_hash(source) for source in sources},
+            },
+            "data": {part: report.as_dict() for part, report in prepared.reports.items()},
+            "versions": versions(),
+        },
+    )
+    print_figures(before, after, console=console)
+    for line in (f"adapter: {folder.adapter}", f"summary: {folder.summary}", f"learning curve: {folder.curve}"):
+        console.print(line, markup=False, highlight=False)

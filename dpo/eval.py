@@ -1,0 +1,267 @@
+"""Did DPO work? Held-out figures and fresh samples of a run, before and after. `python dpo/eval.py runs/NAME`
+
+Knows how a preference run is judged, not how it was trained.
+Legend: R completions, K pairs.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from dpo.config import DpoConfig
+from dpo.prepare import prepare
+from groupwise.batch import pack, split_by_tokens, unpack_tokens
+from groupwise.config import load_config
+from groupwise.data.text import TextEncoder
+from groupwise.errors import UserError, exit_with_user_errors
+from groupwise.groups import Group, ordered_pairs
+from groupwise.model.engine import LogprobEngine, reference_logprobs
+from groupwise.model.sampling import sample_completions
+from groupwise.observe.statistics import Figure, mean_interval, proportion_interval
+from groupwise.observe.table import before_after_table
+from groupwise.rewards.load import Score
+from groupwise.train.run_folder import RunFolder, write_json, write_text
+from groupwise.train.runtime import Runtime
+
+Figures = dict[str, Figure]
+
+LABELS = {
+    "rewards/accuracies": "pairs ranked right",
+    "rewards/margins": "reward margin",
+    "logps/chosen": "log p(chosen), nats",
+    "logps/rejected": "log p(rejected), nats",
+    "score/mean": "score of samples",
+    "score/positive_rate": "positive samples",
+    "kl/sequence": "KL to reference, nats",
+    "completions/mean_length": "tokens per sample",
+    "completions/clipped_ratio": "samples cut",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Held-out groups with their reference log-probs, and how to read them."""
+
+    groups: Sequence[Group]
+    beta: float
+    tokens_per_forward: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A fresh completion of a held-out prompt: its text, ground-truth score, log-ratio to the reference (nats)."""
+
+    key: str
+    prompt: str
+    text: str
+    tokens: int
+    finished: bool
+    score: float | None
+    logratio: float
+
+
+@torch.no_grad()
+def pair_figures(engine: LogprobEngine, held_out: HeldOut) -> Figures:
+    """Implicit-reward accuracy and margin and the log-probs, under the active network, with 95 % intervals.
+
+    Pairs of one group are not independent: each group counts with the mean over its pairs.
+    """
+    per_group: dict[str, list[float]] = {name: [] for name in list(LABELS)[:4]}
+    for part in split_by_tokens(held_out.groups, held_out.tokens_per_forward):
+        batch = pack(part).to(engine.policy.device)
+        if batch.reference_logp_T is None:
+            raise ValueError("held-out groups need their reference log-probs")
+        logp_T = engine.score(batch).logp_T
+        logps = [logp.sum().item() for logp in unpack_tokens(batch, logp_T)]
+        references = [logp.sum().item() for logp in unpack_tokens(batch, batch.reference_logp_T)]
+        start = 0
+        for group in part:
+            pairs = ordered_pairs(group)
+            chosen = [start + better for better, _ in pairs]
+            rejected = [start + worse for _, worse in pairs]
+            reward = [held_out.beta * (p - q) for p, q in zip(logps, references, strict=True)]
+            margins = [reward[c] - reward[r] for c, r in zip(chosen, rejected, strict=True)]
+            per_group["rewards/accuracies"].append(_mean([float(margin > 0) for margin in margins]))
+            per_group["rewards/margins"].append(_mean(margins))
+            per_group["logps/chosen"].append(_mean([logps[c] for c in chosen]))
+            per_group["logps/rejected"].append(_mean([logps[r] for r in rejected]))
+            start += len(group.completions)
+    return {
+        name: _share(values) if name == "rewards/accuracies" else mean_interval(values)
+        for name, values in per_group.items()
+    }
+
+
+def held_out_metrics(engine: LogprobEngine, held_out: HeldOut) -> dict[str, float]:
+    """The same as flat numbers for metrics.jsonl: the value, and its interval under `.../low` and `.../high`."""
+    figures = pair_figures(engine, held_out)
+    return {name: value for key, figure in figures.items() for name, value in figure.as_metrics(key).items()}
+
+
+@torch.no_grad()
+def draw_samples(
+    config: DpoConfig,
+    engine: LogprobEngine,
+    encoder: TextEncoder,
+    groups: Sequence[Group],
+    score: Score | None,
+) -> list[Sample]:
+    """Fresh completions of the groups' prompts from the active network, the same random numbers at every call."""
+    n = config.eval.samples_per_prompt
+    drawn = sample_completions(
+        engine.policy,
+        [group.prompt_ids for group in groups],
+        n=n,
+        temperature=config.sampling.temperature,
+        max_new_tokens=config.sampling.max_new_tokens,
+        end_ids=encoder.stop_ids,
+        seed=config.run.seed,
+    )
+    sampled = [group.replace_completions(completions) for group, completions in zip(groups, drawn, strict=True)]
+    logratios = _logratios(engine, sampled, config.run.tokens_per_forward)
+    decode: Callable[[Sequence[int]], str] = lambda ids: str(  # noqa: E731
+        engine.policy.tokenizer.decode(list(ids), skip_special_tokens=True)
+    )
+    samples: list[Sample] = []
+    for group in sampled:
+        prompt = decode(group.prompt_ids)
+        for completion in group.completions:
+            text = decode(completion.token_ids)
+            value = None if score is None else score(prompt + text)
+            tokens = len(completion.token_ids)
+            samples.append(Sample(group.key, prompt, text, tokens, completion.finished, value, next(logratios)))
+    return samples
+
+
+def sample_figures(samples: Sequence[Sample], samples_per_prompt: int) -> Figures:
+    """Score, length and sequence KL of fresh samples with 95 % intervals.
+
+    The KL is the mean over samples of log pi(y|x) - log pi_ref(y|x), y from pi: unbiased, and 0 for the reference.
+    Samples of one prompt are not independent: each prompt counts with its mean.
+    """
+
+    def per_prompt(values: Sequence[float]) -> list[float]:
+        n = samples_per_prompt
+        return [_mean(values[start : start + n]) for start in range(0, len(values), n)]
+
+    figures: Figures = {}
+    scores = [sample.score for sample in samples if sample.score is not None]
+    if scores:
+        figures["score/mean"] = mean_interval(per_prompt(scores))
+        figures["score/positive_rate"] = _share(per_prompt([float(score > 0) for score in scores]))
+    figures["kl/sequence"] = mean_interval(per_prompt([sample.logratio for sample in samples]))
+    figures["completions/mean_length"] = mean_interval(per_prompt([float(sample.tokens) for sample in samples]))
+    figures["completions/clipped_ratio"] = _share(per_prompt([float(not sample.finished) for sample in samples]))
+    return figures
+
+
+def before_and_after(
+    config: DpoConfig,
+    engine: LogprobEngine,
+    encoder: TextEncoder,
+    heldout: Sequence[Group],
+    score: Score | None,
+    *,
+    folder: RunFolder,
+) -> tuple[Figures, Figures]:
+    """Judge reference and policy on the same held-out data with the same random numbers; writes samples.jsonl."""
+    tokens = config.run.tokens_per_forward
+    scored = reference_logprobs(engine, heldout, tokens_per_forward=tokens)
+    held_out = HeldOut(scored, beta=config.loss.beta, tokens_per_forward=tokens)
+    prompts = _distinct_prompts(heldout)[: config.eval.prompts]
+    n = config.eval.samples_per_prompt
+    with engine.policy.reference():
+        samples_before = draw_samples(config, engine, encoder, prompts, score)
+        before = pair_figures(engine, held_out) | sample_figures(samples_before, n)
+    samples_after = draw_samples(config, engine, encoder, prompts, score)
+    after = pair_figures(engine, held_out) | sample_figures(samples_after, n)
+    lines = [
+        json.dumps({"key": a.key, "prompt": a.prompt, "before": _shown(b), "after": _shown(a)}, ensure_ascii=False)
+        for b, a in zip(samples_before, samples_after, strict=True)
+    ]
+    write_text(folder.path / "samples.jsonl", "\n".join(lines) + "\n")
+    return before, after
+
+
+def print_figures(before: Figures, after: Figures, *, console: Console) -> None:
+    """The table of figures before and after."""
+    console.print(before_after_table(before, after, LABELS))
+
+
+def stored_figures(folder: RunFolder) -> tuple[Figures, Figures]:
+    """The figures that a finished run has in its summary."""
+    summary: Mapping[str, Mapping[str, Mapping[str, float]]] = json.loads(folder.summary.read_text())
+
+    def figures(part: str) -> Figures:
+        return {
+            name: Figure(value=value["value"], low=value["low"], high=value["high"], n=int(value["n"]))
+            for name, value in summary[part].items()
+        }
+
+    return figures("before"), figures("after")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Judge a finished run again: table on the terminal, figures into summary.json, samples into samples.jsonl."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=Path, help="the run's folder, such as runs/dpo-reviews")
+    folder = RunFolder(parser.parse_args(argv).run)
+    for file in (folder.config, folder.summary):
+        if not file.is_file():
+            raise UserError(f"{file}: is missing, so {folder.path} is no finished run")
+    config = load_config(DpoConfig, folder.config)
+    prepared = prepare(config, Runtime(mixed_precision=config.run.mixed_precision))
+    prepared.engine.policy.restore(folder.adapter)
+    before, after = before_and_after(
+        config, prepared.engine, prepared.encoder, prepared.heldout, prepared.score, folder=folder
+    )
+    summary = json.loads(folder.summary.read_text())
+    summary |= {"before": as_json(before), "after": as_json(after)}
+    write_json(folder.summary, summary)
+    print_figures(before, after, console=Console())
+    print(f"samples side by side: {folder.path / 'samples.jsonl'}")
+
+
+def as_json(figures: Figures) -> dict[str, dict[str, float]]:
+    """Figures as summary.json holds them."""
+    return {name: figure.as_dict() for name, figure in figures.items()}
+
+
+def _logratios(engine: LogprobEngine, groups: Sequence[Group], tokens_per_forward: int) -> Iterator[float]:
+    """log pi - log pi_ref of each completion in order, nats, pi being the active network."""
+    for part in split_by_tokens(groups, tokens_per_forward):
+        batch = pack(part).to(engine.policy.device)
+        logp_R = batch.sum_per_completion(engine.score(batch).logp_T)
+        with engine.policy.reference():
+            reference_R = batch.sum_per_completion(engine.score(batch).logp_T)
+        yield from (logp_R - reference_R).tolist()
+
+
+def _distinct_prompts(groups: Sequence[Group]) -> list[Group]:
+    return list({group.prompt_ids: group for group in reversed(groups)}.values())[::-1]
+
+
+def _share(values: Sequence[float]) -> Figure:
+    """Interval of a share: Wilson's where every outcome is yes or no, that of a mean where outcomes were averaged."""
+    if set(values) <= {0.0, 1.0}:
+        return proportion_interval(int(sum(values)), len(values))
+    return mean_interval(values)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _shown(sample: Sample) -> dict[str, object]:
+    return {"text": sample.text, "score": sample.score, "tokens": sample.tokens, "finished": sample.finished}
+
+
+if __name__ == "__main__":
+    with exit_with_user_errors():
+        main(sys.argv[1:])

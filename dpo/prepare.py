@@ -1,0 +1,86 @@
+"""Everything a preference run needs, loaded and checked before anything is written. Knows no loss and no loop."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import transformers
+
+from dpo.config import DpoConfig
+from dpo.dataset_utils import DatasetReport, load_preference_groups, overlapping_prompts
+from groupwise.data.text import TextEncoder
+from groupwise.errors import UserError
+from groupwise.groups import Group
+from groupwise.model.engine import LogprobEngine
+from groupwise.model.policy import Policy
+from groupwise.rewards.load import Score, load_score
+from groupwise.train.runtime import Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything a run needs, loaded and checked; nothing of it has been written anywhere."""
+
+    engine: LogprobEngine
+    encoder: TextEncoder
+    train: list[Group]
+    heldout: list[Group]
+    reports: dict[str, DatasetReport]
+    score: Score | None
+    notes: list[str]
+
+
+def prepare(config: DpoConfig, runtime: Runtime) -> Prepared:
+    """Load and check model, data and score; writes nothing. Raises UserError for what the user can mend."""
+    transformers.logging.set_verbosity_error()
+    score = None if config.eval.score is None else load_score(config.eval.score, key="eval.score")
+    policy = Policy.load(config.model, config.lora, seed=config.run.seed, device=runtime.device)
+    data = config.data
+    encoder = TextEncoder(
+        policy.tokenizer,
+        max_prompt_tokens=data.max_prompt_tokens,
+        max_completion_tokens=data.max_completion_tokens,
+        too_long=data.too_long,
+    )
+    groups, report = load_preference_groups(
+        data.train, encoder, columns=data.columns, split=data.split, limit=data.limit, bad_rows=data.bad_rows
+    )
+    reports = {"train": report}
+    if data.heldout:
+        heldout, reports["heldout"] = load_preference_groups(
+            data.heldout,
+            encoder,
+            columns=data.columns,
+            split=data.heldout_split,
+            limit=data.limit,
+            bad_rows=data.bad_rows,
+        )
+        heldout = heldout[: data.heldout_groups]
+    else:
+        groups, heldout = hold_out(groups, data.heldout_groups, seed=config.run.seed)
+    engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast)
+    notes = [f"{part}: {line}" for part, report in reports.items() for line in report.lines()]
+    notes += engine.notices
+    if leaked := overlapping_prompts(groups, heldout):
+        notes.append(f"warning: {len(leaked)} held-out prompts are trained on, for example {leaked[0]}")
+    return Prepared(engine, encoder, groups, heldout, reports, score, notes)
+
+
+def hold_out(groups: Sequence[Group], most: int, *, seed: int) -> tuple[list[Group], list[Group]]:
+    """Split off held-out groups so that no prompt is on both sides: at most `most`, and at most a tenth.
+
+    Raises UserError when there is only one prompt.
+    """
+    prompts = sorted({group.prompt_ids for group in groups})
+    if len(prompts) < 2:
+        raise UserError("data.heldout: the training data has a single prompt, so none can be held out; name a file")
+    random.Random(seed).shuffle(prompts)
+    target = max(1, min(most, len(groups) // 10))
+    kept_out: set[tuple[int, ...]] = set()
+    heldout: list[Group] = []
+    for prompt in prompts:
+        if len(heldout) >= target:
+            break
+        kept_out.add(prompt)
+        heldout = [group for group in groups if group.prompt_ids in kept_out]
+    return [group for group in groups if group.prompt_ids not in kept_out], heldout

@@ -1,0 +1,86 @@
+"""The one exception that means "the user can mend this". Knows nothing about what went wrong, only how to say it."""
+
+import sys
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """Input that cannot be used: the message names the file, row or key, what is wrong, and the remedy.
+
+    The entry points print it without a traceback and exit with code 2.
+    """
+
+
+@contextmanager
+def exit_with_user_errors() -> Generator[None, None, None]:
+    """End the program as an entry point should: exit code 2 for a UserError, 130 for Ctrl-C, anything else propagates.
+
+    >>> with exit_with_user_errors():
+    ...     raise UserError("rows.jsonl:3: empty prompt")
+    Traceback (most recent call last):
+    SystemExit: 2
+    """
+    try:
+        yield
+    except UserError as error:
+        indented = str(error).replace("\n", "\n       ")
+        print(f"error: {indented}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def listed(problems: Sequence[str], *, most: int = 20) -> str:
+    """Join the problems of one file, the first `most` in full and the rest as a count.
+
+    >>> print(listed(["a.jsonl:1: empty", "a.jsonl:2: empty", "a.jsonl:3: empty"], most=2))
+    a.jsonl:1: empty
+    a.jsonl:2: empty
+    ... and 1 more
+    """
+    shown = list(problems[:most])
+    if len(problems) > most:
+        shown.append(f"... and {len(problems) - most} more")
+    return "\n".join(shown)
+
+
+def edit_distance(a: str, b: str) -> int:
+    """Insertions, deletions, substitutions and swaps of neighbours that turn `a` into `b`.
+
+    The "optimal string alignment" form of the Damerau-Levenshtein distance: no part of the text is edited twice.
+
+    >>> edit_distance("beta", "bta"), edit_distance("beta", "btea"), edit_distance("beta", "beta")
+    (1, 1, 0)
+    """
+    before_last: list[int] = []
+    last = list(range(len(b) + 1))
+    for i, letter in enumerate(a, start=1):
+        row = [i]
+        for j, other in enumerate(b, start=1):
+            best = min(last[j] + 1, row[j - 1] + 1, last[j - 1] + (letter != other))
+            if i > 1 and j > 1 and letter == b[j - 2] and a[i - 2] == other:
+                best = min(best, before_last[j - 2] + 1)
+            row.append(best)
+        before_last, last = last, row
+    return last[-1]
+
+
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice that `word` is most likely a misspelling of, or None when none is close; letter case is ignored.
+
+    Close means at most one edit, or one for every three letters of the longer of the two. The first of equals wins.
+
+    >>> nearest("sigmiod", ["hinge", "sigmoid"])
+    'sigmoid'
+    >>> nearest("kto", ["hinge", "sigmoid"]) is None
+    True
+    """
+    best: tuple[float, str] | None = None
+    for choice in choices:
+        distance = edit_distance(word.casefold(), choice.casefold())
+        allowed = max(1, max(len(word), len(choice)) // 3)
+        if distance <= allowed and (best is None or distance < best[0]):
+            best = distance, choice
+    return None if best is None else best[1]

@@ -1,0 +1,89 @@
+"""What both methods learn from: one prompt, N completions of it, N scores.
+
+DPO reads the order of the scores, GRPO their value. Knows nothing about text, models or losses.
+Legend: T tokens of one completion.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Completion:
+    """One answer to a prompt, as ids, with what is known of it.
+
+    `finished` says that the end-of-sequence token was written, which then is the last id; a completion that was cut
+    is not finished. `score` is a preference rank or a reward, higher is better. The two log-probs are per token, in
+    nats, [T]: `sampled_logp` under the distribution the tokens were drawn from, `reference_logp` under the frozen
+    reference.
+
+    >>> Completion(token_ids=(5, 7, 0), finished=True, score=1.0)
+    Completion(token_ids=(5, 7, 0), finished=True, score=1.0, sampled_logp=None, reference_logp=None)
+    >>> Completion(token_ids=(), finished=False, score=1.0)
+    Traceback (most recent call last):
+    ValueError: a completion needs at least one token
+    """
+
+    token_ids: tuple[int, ...]
+    finished: bool
+    score: float
+    sampled_logp: Tensor | None = None
+    reference_logp: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not self.token_ids:
+            raise ValueError("a completion needs at least one token")
+        for name in ("sampled_logp", "reference_logp"):
+            logp_T: Tensor | None = getattr(self, name)
+            if logp_T is not None and tuple(logp_T.shape) != (len(self.token_ids),):
+                raise ValueError(f"{name} has shape {tuple(logp_T.shape)}, the completion {len(self.token_ids)} tokens")
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Group:
+    """One prompt and its completions. `key` names the source for people: "data/raw/x.jsonl:17".
+
+    >>> yes = Completion(token_ids=(1, 0), finished=True, score=1.0)
+    >>> no = Completion(token_ids=(2, 0), finished=True, score=0.0)
+    >>> group = Group(key="x.jsonl:1", prompt_ids=(8, 9), completions=(no, yes))
+    >>> ordered_pairs(group), is_informative(group), forward_tokens(group)
+    ([(1, 0)], True, 4)
+    """
+
+    key: str
+    prompt_ids: tuple[int, ...]
+    completions: tuple[Completion, ...]
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise ValueError(f"{self.key}: a prompt needs at least one token, which predicts the first completion token")
+        if not self.completions:
+            raise ValueError(f"{self.key}: a group needs at least one completion")
+
+    def replace_completions(self, completions: Sequence[Completion]) -> Self:
+        """The same prompt with other completions."""
+        return type(self)(key=self.key, prompt_ids=self.prompt_ids, completions=tuple(completions))
+
+
+def ordered_pairs(group: Group) -> list[tuple[int, int]]:
+    """Every (better, worse) pair of completion indices with strictly different scores; ties give no pair."""
+    scores = [completion.score for completion in group.completions]
+    return [(i, j) for i, better in enumerate(scores) for j, worse in enumerate(scores) if better > worse]
+
+
+def is_informative(group: Group) -> bool:
+    """Whether the scores differ at all: a group of equal scores teaches neither method anything."""
+    return len({completion.score for completion in group.completions}) > 1
+
+
+def completion_tokens(group: Group) -> int:
+    """Tokens whose log-prob a loss reads: all completion tokens of the group."""
+    return sum(len(completion.token_ids) for completion in group.completions)
+
+
+def forward_tokens(group: Group) -> int:
+    """Tokens that go through the network: the prompt once, and every completion but its last token."""
+    return len(group.prompt_ids) + completion_tokens(group) - len(group.completions)

@@ -1,0 +1,230 @@
+"""Token ids to log p(token), by two methods that must agree.
+
+`shared` runs the whole packed row through the network once: the prompt is computed once per group. `repeat` runs every
+completion behind its own copy of the prompt, with the model's own attention: slow, obvious, and kept for ever as the
+oracle. At load the two are compared on a small made-up batch, and a model that disagrees is run by `repeat`.
+Knows nothing about scores, losses or where groups come from.
+
+Legend: S tokens in the row, T completion tokens, D hidden width, V vocabulary.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from groupwise.batch import GroupBatch, pack, split_by_tokens, unpack_tokens
+from groupwise.groups import Completion, Group
+from groupwise.model.attention import IMPLEMENTATION, RowLayout
+from groupwise.model.head import OutputHead
+from groupwise.model.policy import Policy
+
+Method = Literal["shared", "repeat"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenScores:
+    """What the engine says of every completion token: log-prob and entropy of its prediction, both [T], nats."""
+
+    logp_T: Tensor
+    entropy_T: Tensor
+
+
+class LogprobEngine:
+    """Scores packed batches under the active network of a policy.
+
+    `method` is "shared", "repeat", or "auto": shared where the check at load proves it right. `notices` holds a line
+    for the user about each thing that had to run the slow way. With method "shared" a failed check raises RuntimeError.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        method: Literal["auto", "shared", "repeat"] = "auto",
+        *,
+        autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> None:
+        self.policy = policy
+        self._autocast = autocast
+        self.notices: list[str] = []
+        head_error = _head_error(policy.model)
+        self._reads_head = head_error is None
+        if head_error is not None:
+            self.notices.append(f"output head: {head_error}; using the model's own logits, which takes more memory")
+        self.method: Method = "repeat"
+        if method != "repeat":
+            own: str = policy.model.config._attn_implementation
+            reason = self._disagreement()
+            if reason is None:
+                self.method = "shared"
+                return
+            policy.use_attention(own)
+            if method == "shared":
+                raise RuntimeError(f"this model cannot share prompts: {reason}")
+            self.notices.append(f"prompts are not shared, each completion runs alone (slower): {reason}")
+
+    def score(self, batch: GroupBatch, *, temperature: float = 1.0) -> TokenScores:
+        """Log-probs of every completion token of the batch at a sampling temperature; differentiable."""
+        return self._score(batch, self.method, temperature)
+
+    def _score(self, batch: GroupBatch, method: Method, temperature: float) -> TokenScores:
+        with self._autocast():
+            states = self._shared_states(batch) if method == "shared" else self._repeated_states(batch)
+        if not self._reads_head:
+            return _from_logits(states, batch.target_T, temperature)
+        head = OutputHead.of(self.policy.active)
+        assert head is not None
+        return TokenScores(*head.token_logprobs(states, batch.target_T, temperature=temperature))
+
+    def _shared_states(self, batch: GroupBatch) -> Tensor:
+        """What predicts each completion token, [T, D] hidden states (or [T, V] logits), all from one packed row."""
+        layout = RowLayout(batch.spans, batch.input_ids_S.device)
+        states_S = self._run(batch.input_ids_S, position_ids=batch.position_S[None], row_layout=layout)
+        self._check_windows(layout)
+        return states_S.index_select(0, batch.source_T)
+
+    def _repeated_states(self, batch: GroupBatch) -> Tensor:
+        """The same, every completion behind its own copy of the prompt, through the model's own attention."""
+        states: list[Tensor] = []
+        with self.policy.own_attention():
+            for span in batch.spans:
+                prompt_ids = batch.input_ids_S[span.start : span.start + span.prompt]
+                start = span.start + span.prompt
+                for length in span.completions:
+                    ids = torch.cat([prompt_ids, batch.input_ids_S[start : start + length]])
+                    states.append(self._run(ids)[span.prompt - 1 :])
+                    start += length
+        return torch.cat(states)
+
+    def _run(self, input_ids: Tensor, **layout: Any) -> Tensor:
+        """Outputs of one row: hidden states [length, D], or logits [length, V] where the head is not ours."""
+        model = self.policy.active
+        if self._reads_head:
+            return model.base_model(input_ids=input_ids[None], use_cache=False, **layout).last_hidden_state[0]
+        return model(input_ids=input_ids[None], use_cache=False, **layout).logits[0]
+
+    def _check_windows(self, layout: RowLayout) -> None:
+        """A window that lives only in masks we never see would be right on short rows and wrong on long ones."""
+        config = self.policy.active.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ())
+        if "chunked_attention" in kinds:
+            raise NotImplementedError("attention in fixed chunks")
+        uses_window = "sliding_attention" in kinds if kinds else bool(getattr(config, "sliding_window", None))
+        if uses_window and layout.windows <= {None}:
+            raise NotImplementedError("a sliding window that does not reach the attention function")
+
+    @torch.no_grad()
+    def _disagreement(self) -> str | None:
+        """Why `shared` must not be used for this model, or None when both methods agree on a small batch."""
+        batch = pack(_made_up_groups(self.policy.model)).to(self.policy.device)
+        oracle_T = self._score(batch, "repeat", 1.0).logp_T
+        # Whatever a model family may raise when handed a packed row, the answer is the same: run it the slow way.
+        try:
+            self.policy.use_attention(IMPLEMENTATION)
+            shared_T = self._score(batch, "shared", 1.0).logp_T
+        except Exception as error:  # noqa: BLE001
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        gap = (shared_T - oracle_T).abs().max().item()
+        allowed = _TOLERANCE[self.policy.model.dtype] * max(1.0, oracle_T.abs().max().item())
+        if not gap <= allowed:
+            return f"log-probs differ from the one-row-per-completion run by {gap:.2g} nats (allowed {allowed:.2g})"
+        return None
+
+
+# Rounding between two orders of the same sums, relative to the largest log-prob.
+_TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+
+
+@torch.no_grad()
+def reference_logprobs(
+    engine: LogprobEngine, groups: Sequence[Group], *, tokens_per_forward: int, temperature: float = 1.0
+) -> list[Group]:
+    """The same groups with `reference_logp` of every completion filled in, on the CPU in float32 or wider."""
+    scored: list[Group] = []
+    with engine.policy.reference():
+        for part in split_by_tokens(groups, tokens_per_forward):
+            batch = pack(part).to(engine.policy.device)
+            logp_T = engine.score(batch, temperature=temperature).logp_T.cpu()
+            scored.extend(with_reference(part, unpack_tokens(batch, logp_T)))
+    return scored
+
+
+@torch.no_grad()
+def starting_gap(engine: LogprobEngine, groups: Sequence[Group]) -> tuple[float, float]:
+    """Largest difference, in nats, between a token's log-prob under the policy and its `reference_logp`, and what
+    rounding allows. Before the first step policy and reference are the same function, so the first must not exceed
+    the second.
+    """
+    batch = pack(groups).to(engine.policy.device)
+    if batch.reference_logp_T is None:
+        raise ValueError("groups need their reference log-probs")
+    logp_T = engine.score(batch).logp_T
+    gap = (logp_T - batch.reference_logp_T).abs().max().item()
+    # A cached pass may have cut the data into other rows, whose sums round differently.
+    return gap, _TOLERANCE[engine.policy.model.dtype] * max(1.0, logp_T.abs().max().item())
+
+
+def with_reference(groups: Sequence[Group], logps: Sequence[Tensor]) -> list[Group]:
+    """Attach per-token reference log-probs, one tensor per completion in order."""
+    remaining = iter(logps)
+    return [
+        group.replace_completions(
+            [
+                Completion(
+                    token_ids=completion.token_ids,
+                    finished=completion.finished,
+                    score=completion.score,
+                    sampled_logp=completion.sampled_logp,
+                    reference_logp=next(remaining).clone(),
+                )
+                for completion in group.completions
+            ]
+        )
+        for group in groups
+    ]
+
+
+def _from_logits(logits_TV: Tensor, target_T: Tensor, temperature: float) -> TokenScores:
+    wide = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32)) / temperature
+    logp_TV = wide.log_softmax(dim=-1)
+    entropy_T = -(logp_TV.detach().exp() * logp_TV.detach()).sum(dim=-1)
+    return TokenScores(logp_TV.gather(1, target_T[:, None]).squeeze(1), entropy_T)
+
+
+@torch.no_grad()
+def _head_error(model: PreTrainedModel) -> str | None:
+    """Why our formula for the output head must not be used, or None when it gives the model's own logits."""
+    head = OutputHead.of(model)
+    if head is None:
+        return "not a plain projection"
+    ids = _made_up_ids(model, 8)[None].to(model.device)
+    ours = head.logits(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
+    theirs = model(input_ids=ids, use_cache=False).logits[0]
+    gap = (ours - theirs.to(ours.dtype)).abs().max().item()
+    allowed = _TOLERANCE[model.dtype] * max(1.0, theirs.abs().max().item())
+    return None if gap <= allowed else f"logits differ from scale and cap of a plain projection by {gap:.2g}"
+
+
+def _made_up_ids(model: PreTrainedModel, length: int) -> Tensor:
+    vocabulary = model.config.get_text_config().vocab_size
+    return torch.randint(vocabulary, (length,), generator=torch.Generator().manual_seed(0))
+
+
+def _made_up_groups(model: PreTrainedModel) -> list[Group]:
+    """Two groups whose prompts and completions all differ in length, longer than a short attention window."""
+    ids = iter(_made_up_ids(model, 200).tolist())
+
+    def take(count: int) -> tuple[int, ...]:
+        return tuple(next(ids) for _ in range(count))
+
+    def completions(*lengths: int) -> tuple[Completion, ...]:
+        return tuple(Completion(token_ids=take(length), finished=True, score=0.0) for length in lengths)
+
+    return [
+        Group(key="self-check:1", prompt_ids=take(21), completions=completions(14, 1, 9)),
+        Group(key="self-check:2", prompt_ids=take(12), completions=completions(5, 23)),
+    ]

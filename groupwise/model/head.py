@@ -1,0 +1,150 @@
+"""The output head: hidden states to log-probs of chosen tokens, without ever holding all logits.
+
+Logits are computed for a few tokens at a time and reduced at once. While they are there, the derivative of each
+log-prob with respect to its hidden state is computed too - it depends on nothing that comes later - so the backward
+pass is one multiplication and the vocabulary projection runs twice instead of three times. Only when the head itself
+is trained are the logits computed again in the backward pass.
+
+Knows nothing about rows, prompts or attention.
+Legend: T tokens, D hidden width, V vocabulary, C tokens of a chunk.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+_CHUNK_ELEMENTS = 2**22  # logits held at once: 16 MiB in float32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OutputHead:
+    """logits = softcap * tanh(scale * (hidden W^T + bias) / softcap); without a softcap just the scaled projection."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "OutputHead | None":
+        """The head of a causal language model, or None when its last layer is no plain projection.
+
+        The scale and the cap are read from the names that families give them in their configuration; the engine
+        compares the result with the model's own logits before it relies on it.
+        """
+        layer = model.get_output_embeddings()
+        if not isinstance(layer, nn.Linear):
+            return None
+        config = model.config.get_text_config()
+        scale = 1.0
+        for name, invert in (("logit_scale", False), ("logits_scaling", True), ("lm_head_multiplier", False)):
+            factor = getattr(config, name, None)
+            if isinstance(factor, int | float):
+                scale *= 1 / factor if invert else factor
+        return cls(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
+
+    def logits(self, hidden_CD: Tensor) -> Tensor:
+        """Logits of a few tokens, [C, V], in float32 or wider."""
+        raw = nn.functional.linear(hidden_CD.to(self.weight_VD.dtype), self.weight_VD, self.bias_V)
+        wide = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        if self.scale != 1.0:
+            wide = wide * self.scale
+        return wide if self.softcap is None else torch.tanh(wide / self.softcap) * self.softcap
+
+    def token_logprobs(
+        self, hidden_TD: Tensor, target_T: Tensor, *, temperature: float = 1.0, chunk: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probs of the target tokens and entropies of the predictions, both [T], in nats.
+
+        The log-probs are differentiable with respect to the hidden states, the weight and the bias; the entropies
+        are for watching only. `temperature` divides the logits; `chunk` is the number of tokens whose logits exist
+        at a time.
+
+        >>> head = OutputHead(torch.eye(2), None)
+        >>> logp_T, entropy_T = head.token_logprobs(torch.zeros(1, 2), torch.tensor([1]))
+        >>> logp_T, entropy_T
+        (tensor([-0.6931]), tensor([0.6931]))
+        """
+        rows = chunk or max(1, _CHUNK_ELEMENTS // self.weight_VD.shape[0])
+        logp_T, entropy_T = _ChunkedLogprobs.apply(
+            hidden_TD, self.weight_VD, self.bias_V, target_T, self, temperature, rows
+        )
+        return logp_T, entropy_T
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_TD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        target_T: Tensor,
+        head: OutputHead,
+        temperature: float,
+        rows: int,
+    ) -> tuple[Tensor, Tensor]:
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        keeps_slope = wants_hidden and not (wants_weight or wants_bias)
+        dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
+        logp_T = torch.empty(len(target_T), dtype=dtype, device=hidden_TD.device)
+        entropy_T = torch.empty_like(logp_T)
+        slope_TD = torch.empty_like(hidden_TD) if keeps_slope else None
+        for start in range(0, len(target_T), rows):
+            part = slice(start, start + rows)
+            logits_CV = head.logits(hidden_TD[part]) / temperature
+            normaliser_C1 = logits_CV.logsumexp(dim=-1, keepdim=True)
+            logp_T[part] = (logits_CV.gather(1, target_T[part, None]) - normaliser_C1).squeeze(1)
+            p_CV = (logits_CV - normaliser_C1).exp_()
+            entropy_T[part] = normaliser_C1.squeeze(1) - torch.linalg.vecdot(p_CV, logits_CV)
+            if slope_TD is not None:
+                slope_CV = _logit_slope(p_CV, logits_CV, target_T[part], head, temperature)
+                slope_TD[part] = slope_CV.to(weight_VD.dtype) @ weight_VD
+        if keeps_slope:
+            ctx.save_for_backward(slope_TD)
+        else:
+            ctx.save_for_backward(hidden_TD, weight_VD, bias_V, target_T)
+            ctx.head, ctx.temperature, ctx.rows = head, temperature, rows
+        ctx.keeps_slope = keeps_slope
+        ctx.mark_non_differentiable(entropy_T)
+        return logp_T, entropy_T
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_T = grads[0]
+        if ctx.keeps_slope:
+            (slope_TD,) = ctx.saved_tensors
+            return (grad_T.to(slope_TD.dtype)[:, None] * slope_TD, *[None] * 6)
+        hidden_TD, weight_VD, bias_V, target_T = ctx.saved_tensors
+        head, temperature = ctx.head, ctx.temperature
+        wide = grad_T.dtype
+        grad_hidden = torch.empty_like(hidden_TD)
+        grad_weight = torch.zeros_like(weight_VD, dtype=wide)
+        grad_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=wide)
+        for start in range(0, len(target_T), ctx.rows):
+            part = slice(start, start + ctx.rows)
+            logits_CV = head.logits(hidden_TD[part]) / temperature
+            slope_CV = _logit_slope(logits_CV.softmax(dim=-1), logits_CV, target_T[part], head, temperature)
+            slope_CV *= grad_T[part, None]
+            grad_hidden[part] = slope_CV.to(weight_VD.dtype) @ weight_VD
+            grad_weight += slope_CV.T @ hidden_TD[part].to(wide)
+            if grad_bias is not None:
+                grad_bias += slope_CV.sum(dim=0)
+        cast_bias = None if grad_bias is None or bias_V is None else grad_bias.to(bias_V.dtype)
+        return (grad_hidden, grad_weight.to(weight_VD.dtype), cast_bias, *[None] * 4)
+
+
+def _logit_slope(p_CV: Tensor, logits_CV: Tensor, target_C: Tensor, head: OutputHead, temperature: float) -> Tensor:
+    """d log p(target) / d (hidden W^T + bias), [C, V]: 1[target] - p, then through cap, scale and temperature.
+
+    `p_CV` belongs to the caller's chunk and is used up.
+    """
+    slope_CV = p_CV.neg_()
+    slope_CV.scatter_add_(1, target_C[:, None], torch.ones_like(target_C[:, None], dtype=p_CV.dtype))
+    if head.softcap is not None:
+        slope_CV *= 1 - (logits_CV * (temperature / head.softcap)) ** 2
+    factor = head.scale / temperature
+    return slope_CV if factor == 1.0 else slope_CV.mul_(factor)

@@ -1,0 +1,265 @@
+"""The policy: a causal language model, what of it is trained, and the frozen reference it started from.
+
+With LoRA the reference is the same network with its adapter switched off; without LoRA it is a frozen copy taken from
+memory, never loaded again from disk. Base weights are never written. Dropout is off everywhere.
+Knows nothing about groups, losses or sampling.
+"""
+
+import contextlib
+import copy
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.activations import GELUTanh, NewGELUActivation
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from groupwise.errors import UserError
+from groupwise.sections import LoraSection, ModelSection
+
+# Mamba reads the weights of these layers directly and would pass an adapter by.
+_BYPASSED_BY_MAMBA = ["out_proj", "dt_proj"]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+class Policy:
+    """A causal language model under training and its frozen reference.
+
+    `model` is the Transformers model (adapter layers injected where LoRA is used); `active` is the network to run:
+    the policy, or inside `with policy.reference():` the reference.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        lora: LoraSection | None,
+        seed: int = 0,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.model = model
+        _switch_dropout_off(model)
+        _fuse_gelu(model)
+        self._peft: PeftModel | None = None
+        self._frozen: PreTrainedModel | None = None
+        if lora is None:
+            self._frozen = copy.deepcopy(model).requires_grad_(False)
+            model.requires_grad_(True)
+        else:
+            self._peft = _add_adapter(model, lora, seed)
+        self._in_reference = False
+        self._own_attention: str = model.config._attn_implementation
+        model.eval()
+        if gradient_checkpointing:
+            _checkpoint_layers(model)
+
+    @classmethod
+    def load(
+        cls, section: ModelSection, lora: LoraSection | None, *, seed: int, device: torch.device | str
+    ) -> "Policy":
+        """Load model and tokenizer from a folder or the hub.
+
+        Raises UserError when the path holds no model, or when its weights are not safetensors.
+        """
+        _require_model(section)
+        options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(section.path, **options)
+            config = AutoConfig.from_pretrained(section.path, **options)
+            model = AutoModelForCausalLM.from_pretrained(
+                section.path, config=config, dtype=_DTYPES[section.dtype], use_safetensors=True, **options
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(f"model.path: cannot load {section.path!r}: {_first_line(error)}") from error
+        model.to(device)
+        return cls(
+            model,
+            tokenizer,
+            lora=lora,
+            seed=seed,
+            gradient_checkpointing=section.gradient_checkpointing,
+        )
+
+    @property
+    def active(self) -> PreTrainedModel:
+        """The network that a forward pass should run now."""
+        if self._in_reference and self._frozen is not None:
+            return self._frozen
+        return self.model
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def trains_adapter(self) -> bool:
+        return self._peft is not None
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the active network is the frozen reference."""
+        with self._peft.disable_adapter() if self._peft is not None else contextlib.nullcontext():
+            self._in_reference = True
+            try:
+                yield
+            finally:
+                self._in_reference = False
+
+    def use_attention(self, implementation: str) -> None:
+        """Run policy and reference with another attention implementation from now on.
+
+        It must stay while a backward pass is due: gradient checkpointing runs the layers again there.
+        """
+        for model in (self.model, self._frozen):
+            if model is not None:
+                model.set_attn_implementation(implementation)
+
+    @contextlib.contextmanager
+    def own_attention(self) -> Iterator[None]:
+        """Inside, the networks run with the attention they were loaded with, as any Transformers code expects."""
+        before: str = self.model.config._attn_implementation
+        if before == self._own_attention:
+            yield
+            return
+        self.use_attention(self._own_attention)
+        try:
+            yield
+        finally:
+            self.use_attention(before)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name, in a fixed order."""
+        return {name: p for name, p in sorted(self.model.named_parameters()) if p.requires_grad}
+
+    def base_fingerprint(self) -> str:
+        """SHA-256 over names, dtypes and bytes of the reference's weights as they are in memory."""
+        source = self._frozen or self.model
+        digest = hashlib.sha256()
+        for name, tensor in sorted(source.state_dict().items()):
+            if ".lora_" in name:
+                continue
+            digest.update(f"{name.replace('.base_layer', '')} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(_bytes_of(tensor))
+        return digest.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained, a PEFT adapter or the whole model, with the tokenizer; same weights, same bytes."""
+        if self._peft is not None:
+            self._peft.save_pretrained(str(folder), safe_serialization=True)
+            (folder / "README.md").unlink(missing_ok=True)
+            config_file = folder / "adapter_config.json"
+            config = json.loads(config_file.read_text())
+            config["target_modules"] = sorted(config["target_modules"])
+            config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        else:
+            self.model.save_pretrained(str(folder), safe_serialization=True)
+        self.tokenizer.save_pretrained(str(folder))
+
+    def restore(self, folder: Path) -> None:
+        """Put back what `save` wrote. Raises UserError when the folder holds something else than this policy trains."""
+        file = folder / ("adapter_model.safetensors" if self._peft is not None else "model.safetensors")
+        if not file.is_file():
+            raise UserError(f"{file}: is missing; the run has not been finished")
+        if self._peft is not None:
+            result = set_peft_model_state_dict(self._peft, load_file(file))
+            unexpected = list(result.unexpected_keys)
+        else:
+            unexpected = list(self.model.load_state_dict(load_file(file), strict=False).unexpected_keys)
+        if unexpected:
+            raise UserError(f"{file}: holds weights that this model does not have, for example {unexpected[0]}")
+
+
+def _add_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> PeftModel:
+    """Freeze the model and inject a fresh adapter, whose random half depends on the seed alone."""
+    modules = lora.target_modules
+    linear = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_linear(module)})
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
+        use_rslora=lora.rank_stabilized,
+        target_modules=modules if isinstance(modules, str) else list(modules),
+        exclude_modules=_BYPASSED_BY_MAMBA if modules == "all-linear" and "mamba" in model.config.model_type else None,
+        fan_in_fan_out=_uses_conv1d(model),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return cast(PeftModel, get_peft_model(model, config))
+        except ValueError as error:
+            raise UserError(
+                f"lora.target_modules: {_first_line(error)} Linear layers here: {', '.join(linear)}."
+            ) from error
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _uses_conv1d(model: nn.Module) -> bool:
+    """GPT-2's linear layers store their weight transposed, which LoRA must be told."""
+    return any(type(module).__name__ == "Conv1D" for module in model.modules())
+
+
+def _switch_dropout_off(model: nn.Module) -> None:
+    """Zero every dropout probability, those that families keep as plain numbers too."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def _fuse_gelu(model: nn.Module) -> None:
+    """Run `gelu_new` as the fused tanh GELU: the same function, one pass over memory instead of seven."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, GELUTanh())
+
+
+def _checkpoint_layers(model: PreTrainedModel) -> None:
+    """Recompute layers in the backward pass; only the layers themselves are in training mode, nothing inside them."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
+
+
+def _bytes_of(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _require_model(section: ModelSection) -> None:
+    """A path that looks local must be a folder with a model in it; anything else is a hub id."""
+    path = Path(section.path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"model.path: {path} holds no config.json, so it is no model folder")
+        return
+    if section.path.count("/") != 1 or section.path.startswith((".", "/", "~")):
+        raise UserError(
+            f"model.path: {section.path!r} is neither a folder nor a hub id like owner/name; "
+            "python scripts/download_model.py owner/name fetches one into model/"
+        )
+    if path.parent.is_dir():
+        known = ", ".join(sorted(str(p.parent) for p in path.parent.glob("*/config.json"))) or "none"
+        raise UserError(
+            f"model.path: there is no folder {section.path!r}; models beside it: {known}; "
+            "python scripts/download_model.py owner/name fetches one"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,90 @@
+"""The configuration sections that both methods share. Knows names, limits and defaults, not what is done with them."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from groupwise.config import Section
+
+
+class ModelSection(Section):
+    """The base model."""
+
+    path: str = Field(default="model/base_gpt2", description="folder with a model, or a hub id like owner/name")
+    revision: str | None = Field(default=None, description="hub commit or tag; null: the newest")
+    dtype: Literal["float32", "bfloat16", "float64"] = Field(default="float32", description="of the base weights")
+    attention: Literal["auto", "shared", "repeat"] = Field(
+        default="auto",
+        description="auto: prompts once per group where the check at load proves it right; repeat: the slow oracle",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute layers in the backward pass; memory, never the result"
+    )
+    trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model; leave off")
+
+
+class LoraSection(Section):
+    """Low-rank adapters; set the section to null to train all weights."""
+
+    rank: int = Field(default=16, ge=1, description="rank of the update")
+    alpha: float = Field(default=32.0, gt=0, description="update is scaled by alpha / rank")
+    target_modules: str | tuple[str, ...] = Field(
+        default="all-linear", description="all-linear, or a list of layer names"
+    )
+    rank_stabilized: bool = Field(default=False, description="scale by alpha / sqrt(rank) instead")
+
+
+class OptimizerSection(Section):
+    """How weights move."""
+
+    name: Literal["adamw", "rmsprop"] = Field(default="adamw", description="the DPO paper used rmsprop")
+    learning_rate: float = Field(default=1e-6, gt=0, description="after warm-up")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="adamw: decay of the two moments")
+    alpha: float = Field(default=0.99, gt=0, lt=1, description="rmsprop: decay of the squared gradient")
+    epsilon: float = Field(default=1e-8, gt=0, description="added to the denominator")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled, per step and learning rate")
+    max_grad_norm: float | None = Field(default=1.0, gt=0, description="clip the gradient's norm; null: never")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="after warm-up; the others end at 0"
+    )
+    warmup_steps: int = Field(default=150, ge=0, description="optimizer steps of linear warm-up from 0")
+
+
+class SamplingSection(Section):
+    """How completions are drawn."""
+
+    temperature: float = Field(default=1.0, gt=0, description="divides the logits")
+    max_new_tokens: int = Field(
+        default=128, ge=1, description="a completion longer than this is cut and counts as unfinished"
+    )
+
+
+class RunSection(Section):
+    """Where, how long, how reproducible."""
+
+    name: str = Field(description="the run's folder is runs/NAME")
+    folder: str = Field(default="runs", description="parent of all run folders")
+    seed: int = Field(default=0, ge=0, description="every random purpose draws from its own generator under this seed")
+    groups_per_step: int = Field(
+        default=64, ge=1, description="prompts per optimizer step, over all processes; changes the result"
+    )
+    tokens_per_forward: int = Field(
+        default=8192, ge=1, description="packed tokens per micro-batch; memory only, never the result"
+    )
+    checkpoint_every: int = Field(
+        default=100, ge=0, description="optimizer steps between checkpoints; 0: only the last"
+    )
+    keep_checkpoints: int = Field(default=3, ge=1, description="older ones are deleted")
+    resume: bool = Field(
+        default=True, description="continue the newest complete checkpoint of a run folder that agrees"
+    )
+    log_every: int = Field(default=1, ge=1, description="optimizer steps between lines in metrics.jsonl")
+    transcripts_every: int = Field(
+        default=20, ge=0, description="optimizer steps between groups written as text; 0: never"
+    )
+    mixed_precision: Literal["no", "bf16"] = Field(
+        default="no", description="bf16: forward passes in bfloat16, weights as they are"
+    )
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = Field(
+        default=(), description="also send metrics there, through Accelerate; metrics.jsonl is always written"
+    )

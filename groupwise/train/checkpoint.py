@@ -1,0 +1,179 @@
+"""Checkpoints: everything that a continued run needs, complete on disk or absent. safetensors and JSON, never pickle.
+
+A checkpoint is written into a folder aside, every file is synced, the SHA-256 of each goes into a manifest, and one
+rename makes it real. Resuming takes the newest one whose manifest verifies. Knows nothing about what is trained.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where a run stands at a step boundary; the data order is a function of the step, so the step says it all.
+
+    `offsets` are the lengths in bytes of the run's append-only files, by name; `tokens` and `seconds` what the run
+    has cost so far.
+    """
+
+    step: int
+    offsets: Mapping[str, int]
+    tokens: int
+    seconds: float
+
+
+def save_checkpoint(
+    folder: Path,
+    position: Position,
+    *,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> Path:
+    """Write `folder/step-000100` and return it; a checkpoint of that step that is already there is replaced."""
+    target = folder / f"step-{position.step:06d}"
+    aside = folder / f".writing-{target.name}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items()}, aside / "weights.safetensors")
+    save_file(_optimizer_tensors(optimizer, list(parameters)), aside / "optimizer.safetensors")
+    save_file(_generator_states(), aside / "generators.safetensors")
+    state = {**dataclasses.asdict(position), "python_random": _jsonable(random.getstate())}
+    (aside / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+    manifest = {file.name: _sha256(file) for file in sorted(aside.iterdir())}
+    (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    for file in aside.iterdir():
+        _sync(file)
+    _sync(aside)
+    shutil.rmtree(target, ignore_errors=True)
+    aside.rename(target)
+    _sync(folder)
+    return target
+
+
+def load_checkpoint(
+    checkpoint: Path, *, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> Position:
+    """Put weights, optimizer state and random generators back as they were; returns where the run stood."""
+    weights = load_file(checkpoint / "weights.safetensors")
+    if set(weights) != set(parameters):
+        raise ValueError(f"{checkpoint}: holds other parameters than this model trains")
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(weights[name])
+    _restore_optimizer(optimizer, list(parameters), load_file(checkpoint / "optimizer.safetensors"))
+    state = json.loads((checkpoint / "state.json").read_text())
+    _restore_generators(load_file(checkpoint / "generators.safetensors"), state["python_random"])
+    return Position(**{field.name: state[field.name] for field in dataclasses.fields(Position)})
+
+
+def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose manifest verifies, and a line about each newer one that was passed over."""
+    passed_over: list[str] = []
+    for checkpoint in sorted(folder.glob("step-*"), reverse=True):
+        fault = _fault(checkpoint)
+        if fault is None:
+            return checkpoint, passed_over
+        passed_over.append(f"{checkpoint}: passed over, {fault}")
+    return None, passed_over
+
+
+def delete_old(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints, and what interrupted saves left behind."""
+    for checkpoint in sorted(folder.glob("step-*"), reverse=True)[keep:]:
+        shutil.rmtree(checkpoint)
+    for leftover in folder.glob(".writing-*"):
+        shutil.rmtree(leftover)
+
+
+def _fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint on disk, or None."""
+    try:
+        manifest: dict[str, str] = json.loads((checkpoint / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return f"its {MANIFEST} is missing or damaged"
+    for name, digest in manifest.items():
+        if not (checkpoint / name).is_file():
+            return f"{name} is missing"
+        if _sha256(checkpoint / name) != digest:
+            return f"{name} does not have the bytes that were written"
+    return None
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
+    """Optimizer state as `parameter/quantity` tensors."""
+    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
+    return {
+        f"{names[index]}/{quantity}": torch.as_tensor(value).detach().cpu().contiguous()
+        for index, quantities in state.items()
+        for quantity, value in quantities.items()
+    }
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+    index_of = {name: index for index, name in enumerate(names)}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, quantity = key.rsplit("/", 1)
+        state.setdefault(index_of[name], {})[quantity] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _generator_states() -> dict[str, Tensor]:
+    """Global generators: nothing of ours draws from them, but a reward or a model may."""
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    assert name == "MT19937"
+    states = {
+        "torch_cpu": torch.get_rng_state(),
+        "numpy_keys": torch.from_numpy(keys.astype(np.int64)),
+        "numpy_position": torch.tensor([position, has_gauss]),
+        "numpy_cached": torch.tensor([cached], dtype=torch.float64),
+    }
+    if torch.cuda.is_available():
+        states |= {f"torch_cuda_{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def _restore_generators(states: Mapping[str, Tensor], python_random: Any) -> None:
+    torch.set_rng_state(states["torch_cpu"])
+    position, has_gauss = states["numpy_position"].tolist()
+    keys = states["numpy_keys"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, position, has_gauss, states["numpy_cached"].item()))
+    version, numbers, gauss = python_random
+    random.setstate((version, tuple(numbers), gauss))
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            if f"torch_cuda_{i}" in states:
+                torch.cuda.set_rng_state(states[f"torch_cuda_{i}"], i)
+
+
+def _jsonable(value: Any) -> Any:
+    return [_jsonable(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Return once a file's bytes, or a folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,184 @@
+"""The loop: step after step until the end, with metrics, evaluations and checkpoints. Knows no objective and no data.
+
+A run is a function of its configuration: step k learns from `source.groups(k)`, which depends on nothing that is not
+in a checkpoint, so a run that is stopped and continued ends with the same bytes.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from groupwise.groups import Group
+from groupwise.model.engine import LogprobEngine
+from groupwise.observe.metrics import MetricsFile
+from groupwise.observe.progress import Progress
+from groupwise.observe.transcripts import TranscriptsFile
+from groupwise.sections import OptimizerSection, RunSection
+from groupwise.train.checkpoint import Position, delete_old, load_checkpoint, newest_complete, save_checkpoint
+from groupwise.train.objective import Objective
+from groupwise.train.optimizer import learning_rate, make_optimizer, set_learning_rate
+from groupwise.train.run_folder import RunFolder
+from groupwise.train.runtime import Runtime
+from groupwise.train.step import optimizer_step
+
+
+class GroupSource(Protocol):
+    """Where the groups of each step come from."""
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        ...
+
+    def groups(self, step: int) -> Sequence[Group]:
+        """The groups of step `step`, counted from 0."""
+        ...
+
+
+class EpochSource:
+    """Groups from a list, in an order that is a pure function of (seed, epoch): one permutation per epoch.
+
+    The last step of the run takes what is left, so every group is seen exactly `epochs` times (rounded up to one step
+    for a fraction).
+
+    >>> from groupwise.groups import Completion
+    >>> completion = Completion(token_ids=(1,), finished=False, score=0.0)
+    >>> groups = [Group(key=str(i), prompt_ids=(1,), completions=(completion,)) for i in range(5)]
+    >>> source = EpochSource(groups, groups_per_step=2, epochs=2, seed=0)
+    >>> seen = [group.key for step in range(source.total_steps) for group in source.groups(step)]
+    >>> source.total_steps, sorted(seen[:5]), sorted(seen[5:])
+    (5, ['0', '1', '2', '3', '4'], ['0', '1', '2', '3', '4'])
+    """
+
+    def __init__(self, groups: Sequence[Group], *, groups_per_step: int, epochs: float, seed: int) -> None:
+        self._groups = groups
+        self._per_step = groups_per_step
+        self._seed = seed
+        self._total = max(1, round(len(groups) * epochs))
+        self._order: tuple[int, list[int]] | None = None
+
+    @property
+    def total_steps(self) -> int:
+        return -(-self._total // self._per_step)
+
+    def groups(self, step: int) -> list[Group]:
+        first = step * self._per_step
+        return [self._at(i) for i in range(first, min(first + self._per_step, self._total))]
+
+    def _at(self, index: int) -> Group:
+        epoch, place = divmod(index, len(self._groups))
+        if self._order is None or self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+            self._order = epoch, torch.randperm(len(self._groups), generator=generator).tolist()
+        return self._groups[self._order[1][place]]
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """What a run cost: optimizer steps, tokens learned from, and seconds spent, continued runs added up."""
+
+    steps: int
+    tokens: int
+    seconds: float
+
+
+def fit(
+    objective: Objective,
+    source: GroupSource,
+    *,
+    engine: LogprobEngine,
+    optimizer_section: OptimizerSection,
+    run: RunSection,
+    runtime: Runtime,
+    folder: RunFolder,
+    progress: Progress,
+    title: str,
+    evaluate: Callable[[int], Mapping[str, float]],
+    evaluate_every: int,
+    stop_after: int | None = None,
+) -> FitResult:
+    """Train from the newest complete checkpoint, or from the start, to the source's last step.
+
+    `evaluate(step)` returns held-out figures, logged under `eval/`; it runs every `evaluate_every` steps (0: never) and
+    at the end, and must not draw from global generators. `stop_after` ends the process's work early at that step, with
+    a checkpoint, as an interruption would.
+    """
+    parameters = engine.policy.trainable()
+    optimizer = make_optimizer(optimizer_section, parameters.values())
+    total = source.total_steps
+    last = total if stop_after is None else min(stop_after, total)
+    decode: Callable[[Sequence[int]], str] = lambda ids: str(engine.policy.tokenizer.decode(list(ids)))  # noqa: E731
+    with MetricsFile(folder.metrics) as metrics, TranscriptsFile(folder.transcripts, decode) as transcripts, progress:
+        position = _resume(folder.checkpoints, parameters, optimizer, progress)
+        metrics.truncate(position.offsets.get("metrics", 0))
+        transcripts.truncate(position.offsets.get("transcripts", 0))
+        tokens, seconds = position.tokens, position.seconds
+        progress.start(total, position.step, title)
+        for step in range(position.step, last):
+            started = time.perf_counter()
+            groups = source.groups(step)
+            rate = learning_rate(optimizer_section, step, total)
+            set_learning_rate(optimizer, rate)
+            values = optimizer_step(
+                objective,
+                groups,
+                engine=engine,
+                optimizer=optimizer,
+                runtime=runtime,
+                tokens_per_forward=run.tokens_per_forward,
+                max_grad_norm=optimizer_section.max_grad_norm,
+            )
+            values |= {"learning_rate": rate, **_peak_memory(runtime.device)}
+            done = step + 1
+            if done == total or (evaluate_every and done % evaluate_every == 0):
+                values |= {f"eval/{name}": value for name, value in evaluate(done).items()}
+            seconds += time.perf_counter() - started
+            tokens += int(values["tokens/prompt"] + values["tokens/completion"])
+            if runtime.is_main:
+                if run.transcripts_every and (done % run.transcripts_every == 0 or done == 1):
+                    transcripts.append(done, groups[0], phase="train")
+                if done % run.log_every == 0 or done == total:
+                    metrics.append(done, values)
+                    runtime.track(values, done)
+                progress.step(done, values)
+                if done == last or (run.checkpoint_every and done % run.checkpoint_every == 0):
+                    metrics.sync()
+                    transcripts.sync()
+                    offsets = {"metrics": metrics.offset, "transcripts": transcripts.offset}
+                    position = Position(step=done, offsets=offsets, tokens=tokens, seconds=seconds)
+                    save_checkpoint(folder.checkpoints, position, parameters=parameters, optimizer=optimizer)
+                    delete_old(folder.checkpoints, run.keep_checkpoints)
+            runtime.wait()
+    return FitResult(steps=last, tokens=tokens, seconds=seconds)
+
+
+def _resume(
+    checkpoints: Path,
+    parameters: Mapping[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+) -> Position:
+    """Restore the newest complete checkpoint and say so, or start at step 0."""
+    checkpoint, passed_over = newest_complete(checkpoints)
+    for line in passed_over:
+        progress.line(line)
+    if checkpoint is None:
+        return Position(step=0, offsets={}, tokens=0, seconds=0.0)
+    position = load_checkpoint(checkpoint, parameters=parameters, optimizer=optimizer)
+    progress.line(
+        f"continued from {checkpoint}: step {position.step}, weights, optimizer, random generators, "
+        "and metrics and transcripts up to there"
+    )
+    return position
+
+
+def _peak_memory(device: torch.device) -> dict[str, float]:
+    if device.type != "cuda":
+        return {}
+    peak = torch.cuda.max_memory_allocated(device) / 1e9
+    torch.cuda.reset_peak_memory_stats(device)
+    return {"memory/peak_gb": peak}

@@ -1,0 +1,52 @@
+"""Optimizers by name and the learning rate of a step, as a pure function of the step. Knows nothing about losses."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from groupwise.sections import OptimizerSection
+
+
+def make_optimizer(section: OptimizerSection, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW, or RMSprop as in the DPO paper's code, over the trained parameters."""
+    if section.name == "adamw":
+        return torch.optim.AdamW(
+            parameters,
+            lr=section.learning_rate,
+            betas=section.betas,
+            eps=section.epsilon,
+            weight_decay=section.weight_decay,
+        )
+    return torch.optim.RMSprop(
+        parameters,
+        lr=section.learning_rate,
+        alpha=section.alpha,
+        eps=section.epsilon,
+        weight_decay=section.weight_decay,
+    )
+
+
+def learning_rate(section: OptimizerSection, step: int, total_steps: int) -> float:
+    """Learning rate of optimizer step `step`, counted from 0.
+
+    Warm-up rises linearly and its first step is not wasted on a rate of 0: (step + 1) / (warmup + 1), as in the DPO
+    paper's code. After it the rate stays, or falls to 0 at `total_steps` in a line or half a cosine.
+
+    >>> section = OptimizerSection(learning_rate=1.0, warmup_steps=3)
+    >>> [learning_rate(section, step, 10) for step in range(5)]
+    [0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+    warmup = section.warmup_steps
+    factor = min(1.0, (step + 1) / (warmup + 1))
+    if section.schedule != "constant" and step >= warmup:
+        done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+        factor = 1 - done if section.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return section.learning_rate * factor
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Use `rate` for the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,105 @@
+"""One folder per run, and the decision whether a run is new, continued or finished. Knows nothing about training."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from groupwise.config import Section, differences, load_config, to_yaml
+from groupwise.errors import UserError, listed
+
+ConfigT = TypeVar("ConfigT", bound=Section)
+
+# Keys that say how a run is watched, kept and fitted into memory, not what it computes.
+HARMLESS = frozenset(
+    f"run.{name}"
+    for name in (
+        "resume", "log_every", "keep_checkpoints", "checkpoint_every", "tokens_per_forward", "trackers",
+        "transcripts_every",
+    )
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Where everything of a run lies."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def transcripts(self) -> Path:
+        return self.path / "transcripts.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def curve(self) -> Path:
+        return self.path / "learning_curve.png"
+
+    def state(self, config: ConfigT, *, resume: bool) -> tuple[str, list[str]]:
+        """ "new", "started" or "finished", and a line about each harmless difference to the run that is there.
+
+        Writes nothing. Raises UserError when the folder belongs to something else: another configuration, a run that
+        must not be continued, or files that no run wrote.
+        """
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return "new", []
+        another = "choose another --run.name, or delete the folder"
+        if not self.config.is_file():
+            raise UserError(f"{self.path}: exists, is not empty and holds no config.yaml; {another}")
+        before = load_config(type(config), self.config)
+        changed = differences(before, config)
+        decisive = [line for line in changed if line.split(":", 1)[0] not in HARMLESS]
+        if decisive:
+            head = f"{self.path}: this run was started with another configuration; {another}"
+            raise UserError(listed([head, *(f"  {line}" for line in decisive)]))
+        if not resume:
+            raise UserError(f"{self.path}: exists and run.resume is false; {another}")
+        notes = [f"changed since the run was started, without effect on its result: {line}" for line in changed]
+        return ("finished" if self.summary.is_file() else "started"), notes
+
+    def create(self, config: Section) -> None:
+        """Make the folder and write the resolved configuration, every default spelled out."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_text(self.config, to_yaml(config))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file aside and rename it, so that readers see all of it or the one before."""
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON in the same way; refuses NaN and infinities."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_aside(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file beside `path`, then put it in place."""
+    aside = path.with_name(f".writing-{path.name}")
+    write(aside)
+    aside.replace(path)
+
+
+def run_names(parent: Path) -> Sequence[str]:
+    """Names of the runs in a folder."""
+    return sorted(config.parent.name for config in parent.glob("*/config.yaml"))

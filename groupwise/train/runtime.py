@@ -1,0 +1,92 @@
+"""Devices, processes, precision, trackers: the only file that imports Accelerate. Knows nothing about models' insides.
+
+Gradients are summed over processes once per step, after the last micro-batch: the step's losses are already divided by
+totals over all processes, so a sum is the exact gradient, whatever each process was given.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+Item = TypeVar("Item")
+
+
+class Runtime:
+    """Where this process runs and how it meets the others."""
+
+    def __init__(
+        self, *, mixed_precision: str = "no", trackers: Sequence[str] = (), folder: Path | None = None
+    ) -> None:
+        self._accelerator = Accelerator(
+            mixed_precision=mixed_precision,
+            log_with=list(trackers) or None,
+            project_dir=str(folder) if folder is not None else None,
+        )
+        self._tracks = bool(trackers)
+
+    @property
+    def device(self) -> torch.device:
+        return self._accelerator.device
+
+    @property
+    def processes(self) -> int:
+        return self._accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        return self._accelerator.is_main_process
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision that forward passes run in."""
+        return self._accelerator.autocast()
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """This process's part of a list that every process holds."""
+        return list(items[self._accelerator.process_index :: self.processes])
+
+    def gather(self, items: Sequence[Item]) -> list[Item]:
+        """The parts of all processes again as one list, in the order of the list they were shared from."""
+        if self.processes == 1:
+            return list(items)
+        parts = gather_object([list(items)])
+        longest = max(len(part) for part in parts)
+        return [part[i] for i in range(longest) for part in parts if i < len(part)]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of a tensor over all processes."""
+        return values if self.processes == 1 else self._accelerator.reduce(values, reduction="sum")  # pyright: ignore
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Give every process the summed gradient; a parameter that got none counts as zero."""
+        if self.processes == 1:
+            return
+        trained = list(parameters)
+        parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in trained]
+        flat = self.sum(torch.cat([part.flatten() for part in parts]))
+        for p, part in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+            p.grad = part.view_as(p).clone()
+
+    def wait(self) -> None:
+        """Return when all processes are here."""
+        self._accelerator.wait_for_everyone()
+
+    def start_trackers(self, project: str, settings: Mapping[str, Any]) -> None:
+        """Open the trackers that were asked for; without any this does nothing."""
+        if self._tracks:
+            self._accelerator.init_trackers(project, config=dict(settings))
+
+    def track(self, metrics: Mapping[str, float], step: int) -> None:
+        """Send a step's metrics to the trackers."""
+        if self._tracks:
+            self._accelerator.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        """Flush the trackers."""
+        if self._tracks:
+            self._accelerator.end_training()

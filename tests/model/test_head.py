@@ -1,0 +1,79 @@
+"""The chunked head against the plain formula, values and gradients, whatever the chunk."""
+
+import pytest
+import torch
+
+from groupwise.model.head import OutputHead
+
+
+def plain(hidden: torch.Tensor, head: OutputHead, target: torch.Tensor, temperature: float) -> torch.Tensor:
+    logits = torch.nn.functional.linear(hidden, head.weight_VD, head.bias_V) * head.scale
+    if head.softcap is not None:
+        logits = head.softcap * torch.tanh(logits / head.softcap)
+    return (logits / temperature).log_softmax(-1).gather(1, target[:, None]).squeeze(1)
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("trains_head", [False, True])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_chunks_give_the_plain_log_softmax_and_its_gradient(
+    softcap: float | None, trains_head: bool, chunk: int
+) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(11, 5, dtype=torch.float64, requires_grad=trains_head)
+    bias = torch.randn(11, dtype=torch.float64, requires_grad=trains_head)
+    target = torch.randint(11, (7,))
+    head = OutputHead(weight, bias, scale=0.6, softcap=softcap)
+    inputs = [hidden, weight, bias] if trains_head else [hidden]
+    mixture = torch.linspace(-1, 2, 7, dtype=torch.float64)
+
+    logp, entropy = head.token_logprobs(hidden, target, temperature=0.8, chunk=chunk)
+    expected = plain(hidden, head, target, 0.8)
+    torch.testing.assert_close(logp, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad((logp * mixture).sum(), inputs),
+        torch.autograd.grad((expected * mixture).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+    every = torch.stack([plain(hidden, head, torch.full((7,), v), 0.8) for v in range(11)], dim=1)
+    torch.testing.assert_close(entropy, -(every.exp() * every).sum(1).detach())
+
+
+def test_finite_differences() -> None:
+    torch.manual_seed(1)
+    hidden = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    head = OutputHead(torch.randn(6, 3, dtype=torch.float64), None, scale=1.3, softcap=2.0)
+    target = torch.tensor([0, 5, 2, 2])
+    assert torch.autograd.gradcheck(lambda h: head.token_logprobs(h, target, temperature=1.7, chunk=3)[0], (hidden,))
+
+
+def test_inputs_are_never_written_to() -> None:
+    torch.manual_seed(2)
+    hidden, weight = torch.randn(4, 3, requires_grad=True), torch.randn(6, 3)
+    before = hidden.detach().clone(), weight.clone()
+    OutputHead(weight, None).token_logprobs(hidden, torch.tensor([1, 2, 3, 4]))[0].sum().backward()
+    assert torch.equal(hidden.detach(), before[0]) and torch.equal(weight, before[1])
+
+
+def test_logits_of_all_tokens_never_exist_at_once() -> None:
+    """The largest tensor made, forward and backward, is a chunk of logits, not [T, V]."""
+    vocabulary, tokens, chunk = 500, 64, 8
+    hidden = torch.randn(tokens, 4, requires_grad=True)
+    head = OutputHead(torch.randn(vocabulary, 4), None)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):  # pyright: ignore
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple | list) else [out]:
+                if isinstance(tensor, torch.Tensor):
+                    largest = max(largest, tensor.numel())
+            return out
+
+    with Watch():
+        head.token_logprobs(hidden, torch.randint(vocabulary, (tokens,)), chunk=chunk)[0].sum().backward()
+    assert 0 < largest <= chunk * vocabulary
