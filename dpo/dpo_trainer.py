@@ -6,6 +6,7 @@ Legend: T completion tokens, R completions, K pairs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -98,12 +99,13 @@ def train(config: DpoConfig, *, console: Console | None = None) -> RunFolder:
     the user can mend, before anything is written.
     """
     console = console or Console()
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     folder = RunFolder(Path(config.run.folder) / config.run.name)
     state, notes = folder.state(config, resume=config.run.resume)
     for note in notes:
-        console.print(note, markup=False, highlight=False)
+        say(note)
     if state == "finished":
-        console.print(f"{folder.path} is finished; a new run needs another --run.name", markup=False, highlight=False)
+        say(f"{folder.path} is finished; a new run needs another --run.name")
         print_figures(*stored_figures(folder), console=console)
         return folder
     runtime = Runtime(mixed_precision=config.run.mixed_precision, trackers=config.run.trackers, folder=folder.path)
@@ -112,7 +114,7 @@ def train(config: DpoConfig, *, console: Console | None = None) -> RunFolder:
         folder.create(config)
     runtime.wait()
     for line in prepared.notes:
-        console.print(line, markup=False, highlight=False)
+        say(line)
     result = _learn(config, prepared, runtime=runtime, folder=folder, console=console)
     if result is not None and runtime.is_main:
         _finish(config, prepared, result, folder=folder, console=console)
@@ -125,13 +127,14 @@ def _learn(
 ) -> FitResult | None:
     """Reference pass and training; None when the run was stopped before its end."""
     engine, run = prepared.engine, config.run
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     parts: list[list[Group]] = []
     for name, groups in (("train", prepared.train), ("heldout", prepared.heldout)):
         scored, found = cached_reference(
             engine, groups, CACHE, tokens_per_forward=run.tokens_per_forward, precision=run.mixed_precision
         )
         where = "read from" if found else "computed and kept in"
-        console.print(f"{name}: reference log-probs {where} {CACHE}", markup=False, highlight=False)
+        say(f"{name}: reference log-probs {where} {CACHE}")
         parts.append(scored)
     trained, heldout = parts
     _check_start(engine, trained[:8])
@@ -191,5 +194,6 @@ def _finish(config: DpoConfig, prepared: Prepared, result: FitResult, *, folder:
         },
     )
     print_figures(before, after, console=console)
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     for line in (f"adapter: {folder.adapter}", f"summary: {folder.summary}", f"learning curve: {folder.curve}"):
-        console.print(line, markup=False, highlight=False)
+        say(line)

@@ -1,6 +1,7 @@
 """Everything a preference run needs, loaded and checked before anything is written. Knows no loss and no loop."""
 
 import random
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ class Prepared:
 
 def prepare(config: DpoConfig, runtime: Runtime) -> Prepared:
     """Load and check model, data and score; writes nothing. Raises UserError for what the user can mend."""
-    transformers.logging.set_verbosity_error()
+    _quiet_libraries()
     score = None if config.eval.score is None else load_score(config.eval.score, key="eval.score")
     policy = Policy.load(config.model, config.lora, seed=config.run.seed, device=runtime.device)
     data = config.data
@@ -84,3 +85,10 @@ def hold_out(groups: Sequence[Group], most: int, *, seed: int) -> tuple[list[Gro
         kept_out.add(prompt)
         heldout = [group for group in groups if group.prompt_ids in kept_out]
     return [group for group in groups if group.prompt_ids not in kept_out], heldout
+
+
+def _quiet_libraries() -> None:
+    """Keep loading bars and notes about the libraries' own future off the terminal; errors are raised all the same."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -54,7 +54,8 @@ class Subject:
 ASPECTS = (
     Subject("the acting"), Subject("the plot"), Subject("the script"), Subject("the music"), Subject("the ending"),
     Subject("the dialogue"), Subject("the camera work"), Subject("the cast"), Subject("the story"),
-    Subject("the editing"), Subject("the direction"), Subject("the opening scene"), Subject("the lead actor"), Subject("the lead actress"),
+    Subject("the editing"), Subject("the direction"),
+    Subject("the opening scene"), Subject("the lead actor"), Subject("the lead actress"),
     Subject("the final act"), Subject("the set design"), Subject("the soundtrack"), Subject("the humour"),
     Subject("the middle part"), Subject("the romance"), Subject("the costumes", True), Subject("the characters", True),
     Subject("the songs", True), Subject("the jokes", True), Subject("the fight scenes", True),
@@ -63,8 +64,8 @@ ASPECTS = (
 WATCHED = ("watched", "saw", "went to see", "finally saw", "rented", "sat through", "caught", "streamed")
 WHO = ("I", "We", "My brother and I", "My sister and I", "Two friends and I", "My parents and I", "Our film club")
 KINDS = (
-    "film", "movie", "thriller", "comedy", "drama", "western", "cartoon", "musical", "crime story", "war film", "sequel",
-    "remake", "road movie", "ghost story", "documentary", "spy film",
+    "film", "movie", "thriller", "comedy", "drama", "western", "cartoon", "musical", "crime story", "war film",
+    "sequel", "remake", "road movie", "ghost story", "documentary", "spy film",
 )  # fmt: skip
 TOPICS = (
     "a lighthouse keeper", "two bank robbers", "a retired teacher", "a young chess player", "a fishing village",
@@ -215,7 +216,8 @@ class ReviewWriter:
         if rng.random() < 0.4:
             denied = rng.choice(("did not", "could not", "would not", "never"))
             verb = self.verdict_verb(-sign)
-            return f"I {denied} {verb[2] if denied == 'never' else verb[0]} {rng.choice(('it', 'this film', 'a single scene'))}"
+            form = verb[2] if denied == "never" else verb[0]
+            return f"I {denied} {form} {rng.choice(('it', 'this film', 'a single scene'))}"
         return f"I {self.verdict_verb(sign)[2]} {rng.choice(('it', 'every minute', 'every scene', 'the whole thing'))}"
 
     def noun_phrase(self, sign: int) -> str:
@@ -375,7 +377,7 @@ SCENES = (
 )  # fmt: skip
 CONNECTIVES = ("Then", "Later", "After that", "The next day", "In the evening", "Soon after", "On Monday")
 STEP_SHARES = {1: 0.06, 2: 0.30, 3: 0.40, 4: 0.24}
-LARGEST_TOTAL = 150
+LARGEST_TOTAL = 99
 
 
 def problem(rng: random.Random) -> Problem:
@@ -405,7 +407,7 @@ def story_problem(rng: random.Random, steps: int) -> Problem:
         lines.append(f"{groups} * {each} = {total}")
         sentences = [f"{name} {scene.have} {groups} {scene.container} of {each} {things} each."]
     else:
-        total = rng.randint(21, 89)
+        total = rng.randint(21, 79)
         sentences = [f"{name} {scene.have} {total} {things}."]
     while len(lines) < steps:
         gain, number = change(rng, total)
@@ -420,10 +422,8 @@ def story_problem(rng: random.Random, steps: int) -> Problem:
 
 def change(rng: random.Random, total: int) -> tuple[bool, int]:
     """What happens next to a total: whether it grows, and by how much; it stays above 0."""
-    if total < 15:
-        return True, rng.randint(11, 49)
-    gain = rng.random() < (0.7 if total < 40 else 0.3 if total > 85 else 0.5)
-    return gain, rng.randint(11, 49) if gain else rng.randint(11, min(49, total - 1))
+    gain = rng.random() < (1.0 if total < 10 else 0.7 if total < 30 else 0.3 if total > 70 else 0.5)
+    return gain, rng.randint(3, 25) if gain else rng.randint(3, min(25, total - 1))
 
 
 def bus_problem(rng: random.Random, steps: int) -> Problem:
@@ -431,7 +431,7 @@ def bus_problem(rng: random.Random, steps: int) -> Problem:
     carrier, enter, leave = rng.choice(
         (("bus", "get on", "get off"), ("tram", "step in", "step out"), ("ferry", "come aboard", "go ashore"))
     )
-    total = rng.randint(21, 89)
+    total = rng.randint(21, 79)
     place = rng.choice(("stop", "halt"))
     sentences = [f"A {carrier} carries {total} people."]
     lines: list[str] = []
@@ -449,7 +449,7 @@ def comparison_problem(rng: random.Random, steps: int) -> Problem:
     pronoun = rng.choice(sorted(NAMES))
     name, other = rng.choice(NAMES[pronoun]), rng.choice(NAMES["He" if pronoun == "She" else "She"])
     things = rng.choice(rng.choice(SCENES).things)
-    first, number = rng.randint(25, 55), rng.randint(11, 24)
+    first, number = rng.randint(16, 39), rng.randint(3, 15)
     more = rng.random() < 0.5
     second = first + number if more else first - number
     lines = [f"{first} {'+' if more else '-'} {number} = {second}", f"{first} + {second} = {first + second}"]
@@ -459,7 +459,7 @@ def comparison_problem(rng: random.Random, steps: int) -> Problem:
         f"{other} has {number} {'more' if more else 'fewer'} than {name}.",
     ]
     if steps == 3:
-        sold = rng.randint(11, min(59, total - 1))
+        sold = rng.randint(3, 25)
         sentences.append(f"Together they sell {sold}.")
         lines.append(f"{total} - {sold} = {total - sold}")
         total -= sold
@@ -532,7 +532,8 @@ def write(out: Path, *, seed: int, train: int, heldout: int) -> str:
     ]
     (out / "prompts.json").write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8", newline="\n")
     return (
-        f"{len(train_pairs)} + {len(heldout_pairs)} preference pairs, longer-wins AUC {longer_wins_auc(train_pairs):.3f}; "
+        f"{len(train_pairs)} + {len(heldout_pairs)} preference pairs, "
+        f"longer-wins AUC {longer_wins_auc(train_pairs):.3f}; "
         f"{len(train_problems)} + {len(heldout_problems)} word problems; in {out}"
     )
 

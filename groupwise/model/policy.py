@@ -106,7 +106,11 @@ class Policy:
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, the active network is the frozen reference."""
+        """Inside, the active network is the frozen reference; may be nested."""
+        if self._in_reference:
+            # PEFT's own context would switch the adapter on at the end of the inner one.
+            yield
+            return
         with self._peft.disable_adapter() if self._peft is not None else contextlib.nullcontext():
             self._in_reference = True
             try:

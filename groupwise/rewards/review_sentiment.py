@@ -16,7 +16,8 @@ POSITIVE_ADJECTIVES = (
     "absorbing", "beautiful", "bold", "brilliant", "charming", "clever", "compelling", "confident", "convincing",
     "delightful", "elegant", "excellent", "fresh", "funny", "graceful", "gripping", "heartfelt", "honest", "impressive",
     "inspired", "lively", "magical", "masterful", "memorable", "moving", "polished", "remarkable", "rich", "sharp",
-    "splendid", "stunning", "subtle", "superb", "tender", "thrilling", "touching", "vivid", "warm", "witty", "wonderful",
+    "splendid", "stunning", "subtle", "superb", "tender", "thrilling", "touching", "vivid", "warm", "witty",
+    "wonderful",
 )  # fmt: skip
 NEGATIVE_ADJECTIVES = (
     "awful", "awkward", "bland", "boring", "careless", "cheap", "clumsy", "confusing", "disappointing", "dreadful",
@@ -30,7 +31,7 @@ POSITIVE_QUALITIES = ("charm", "depth", "energy", "grace", "heart", "tension", "
 NEGATIVE_QUALITIES = ("boredom", "cliches", "clutter", "confusion", "laziness", "nonsense", "padding", "vanity")
 POSITIVE_FEELINGS = ("amused", "delighted", "enchanted", "hooked", "inspired", "thrilled", "touched", "uplifted")
 NEGATIVE_FEELINGS = ("annoyed", "bored", "disappointed", "irritated", "restless", "sleepy", "unmoved", "weary")
-# Verbs as (base form, third person, past); the reviewer's own verdicts first, then what one part does to the whole film.
+# Verbs as (base form, third person, past): the reviewer's own verdicts, then what one part does to the whole film.
 POSITIVE_VERDICTS = (
     ("admire", "admires", "admired"), ("adore", "adores", "adored"), ("enjoy", "enjoys", "enjoyed"),
     ("love", "loves", "loved"), ("recommend", "recommends", "recommended"), ("praise", "praises", "praised"),
@@ -90,8 +91,8 @@ _CONCESSIONS = frozenset({"although", "though", "despite"})
 _SENTENCE_CONTRASTS = frozenset({"but", "still", "however", "nevertheless", "nonetheless"})
 # "and", "or" end a clause only before one of these: "not dull and slow" is one clause, "not dull and it is warm" two.
 _CLAUSE_OPENERS = frozenset({
-    "i", "you", "he", "she", "it", "we", "they", "this", "that", "these", "those", "the", "a", "an", "its", "his", "her",
-    "their", "my", "our", "every", "each", "everyone", "nobody", "there",
+    "i", "you", "he", "she", "it", "we", "they", "this", "that", "these", "those", "the", "a", "an", "its", "his",
+    "her", "their", "my", "our", "every", "each", "everyone", "nobody", "there",
 })
 # fmt: on
 _SENTENCE_END = re.compile(r"[.!?\n]+")

@@ -171,3 +171,20 @@ def test_dropout_is_off_even_in_training_mode() -> None:
     engine = LogprobEngine(policy)
     with torch.no_grad():
         assert torch.equal(engine.score(batch).logp_T, engine.score(batch).logp_T)
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_nested_reference_contexts_stay_in_the_reference(lora: bool) -> None:
+    """PEFT's disable_adapter switches the adapter back on at the end of an inner context."""
+    policy = make_policy("gpt2", lora=lora)
+    with torch.no_grad():
+        for p in policy.trainable().values():
+            p.add_(0.05)
+    engine = LogprobEngine(policy)
+    batch = pack(random_groups(2, vocabulary=VOCABULARY, seed=9))
+    with torch.no_grad(), policy.reference():
+        outer_T = engine.score(batch).logp_T
+        with policy.reference():
+            assert torch.equal(engine.score(batch).logp_T, outer_T)
+        assert torch.equal(engine.score(batch).logp_T, outer_T)
+    assert not torch.equal(engine.score(batch).logp_T, outer_T)

@@ -1,4 +1,4 @@
-"""The embedded data and the tokenizer of the embedded model: same bytes again, nothing held out leaks, every sum is true."""
+"""The embedded data and model: same bytes again, nothing held out leaks, every sum is true, digits stay single."""
 
 import importlib.util
 import json
@@ -141,6 +141,19 @@ def test_worked_share_of_the_corpus_follows_the_schedule(train_base_model: Modul
         share = train_base_model.worked_share_at(recipe, progress)
         worked = sum("=" in train_base_model.problem_document(rng, share).completion for _ in range(2000))
         assert abs(worked / 2000 - share) < 0.05  # five standard errors
+
+
+def test_drills_are_true_sums_and_leave_the_corpus_before_its_end(train_base_model: ModuleType) -> None:
+    rng = random.Random(8)
+    recipe = train_base_model.Recipe()
+    for line in train_base_model.drill_document(rng, equations=200).completion.split("\n"):
+        left, op, right, _, result = line.split(" ")
+        assert OPERATIONS[op](int(left), int(right)) == int(result)
+    prompts = {
+        p: [train_base_model.corpus_document(rng, recipe, p).prompt for _ in range(300)] for p in (0.0, 0.6, 1.0)
+    }
+    assert "Sums:\n" in prompts[0.0]
+    assert "Sums:\n" not in prompts[0.6] + prompts[1.0]
 
 
 def test_a_text_batch_weighs_completions_fully_and_padding_not_at_all(train_base_model: ModuleType) -> None:
