@@ -18,7 +18,7 @@ from dpo.losses import dpo_loss, implicit_rewards
 from dpo.prepare import Prepared, prepare
 from groupwise.batch import GroupBatch
 from groupwise.data.rows import source_hash
-from groupwise.groups import Group
+from groupwise.groups import Group, fingerprint
 from groupwise.model.engine import LogprobEngine, TokenScores, starting_gap
 from groupwise.model.reference_cache import cached_reference
 from groupwise.observe.figure import Panel, learning_curve
@@ -31,6 +31,14 @@ from groupwise.train.run_folder import RunFolder, write_json
 from groupwise.train.runtime import Runtime
 
 CACHE = Path("data/processed")
+PAIR_METRICS = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+)
 HEADLINE = (
     "loss",
     "rewards/accuracies",
@@ -66,6 +74,10 @@ class DpoObjective:
     label_smoothing: float = 0.0
     temperature: float = 1.0
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return PAIR_METRICS
+
     def loss_sum(self, batch: GroupBatch, scores: TokenScores, sums: MetricSums) -> Tensor:
         """Sum of Eq. 7 over the micro-batch's pairs; the metrics are means over pairs."""
         if batch.reference_logp_T is None:
@@ -75,14 +87,15 @@ class DpoObjective:
         reward_R = implicit_rewards(logratio_R.detach(), beta=self.beta)
         chosen_K, rejected_K = batch.pairs_K2.unbind(dim=1)
         margin_K = reward_R[chosen_K] - reward_R[rejected_K]
-        for name, value_K in {
-            "rewards/chosen": reward_R[chosen_K],
-            "rewards/rejected": reward_R[rejected_K],
-            "rewards/margins": margin_K,
-            "rewards/accuracies": (margin_K > 0).float(),
-            "logps/chosen": logp_R.detach()[chosen_K],
-            "logps/rejected": logp_R.detach()[rejected_K],
-        }.items():
+        values = (
+            reward_R[chosen_K],
+            reward_R[rejected_K],
+            margin_K,
+            (margin_K > 0).float(),
+            logp_R.detach()[chosen_K],
+            logp_R.detach()[rejected_K],
+        )
+        for name, value_K in zip(PAIR_METRICS, values, strict=True):
             sums.add(name, value_K.sum(), len(value_K))
         loss_K = dpo_loss(logratio_R, batch.pairs_K2, beta=self.beta, label_smoothing=self.label_smoothing)
         return loss_K.sum()
@@ -109,6 +122,9 @@ def train(config: DpoConfig, *, console: Console | None = None) -> RunFolder:
         print_figures(*stored_figures(folder), console=console)
         return folder
     runtime = Runtime(mixed_precision=config.run.mixed_precision, trackers=config.run.trackers, folder=folder.path)
+    if not runtime.is_main:
+        console = Console(quiet=True)
+        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     prepared = prepare(config, runtime)
     if runtime.is_main:
         folder.create(config)
@@ -138,6 +154,7 @@ def _learn(
         parts.append(scored)
     trained, heldout = parts
     _check_start(engine, trained[:8])
+    _check_start(engine, heldout[:8])
     source = EpochSource(trained, groups_per_step=run.groups_per_step, epochs=config.epochs, seed=run.seed)
     held_out = HeldOut(heldout, beta=config.loss.beta, tokens_per_forward=run.tokens_per_forward)
     runtime.start_trackers("dpo", {"config": str(folder.config)})
@@ -153,6 +170,10 @@ def _learn(
         title=f"DPO of {config.model.path}",
         evaluate=lambda step: held_out_metrics(engine, held_out),
         evaluate_every=config.eval.every,
+        identity={
+            "base model": engine.policy.base_fingerprint(),
+            "training data": fingerprint(trained, scores=True),
+        },
     )
     return result if result.steps == source.total_steps else None
 
@@ -160,7 +181,7 @@ def _learn(
 def _check_start(engine: LogprobEngine, groups: Sequence[Group]) -> None:
     """A fresh policy is the reference: every log-ratio is 0 and the loss ln 2. Anything else is a fault of ours."""
     gap, allowed = starting_gap(engine, groups)
-    if gap > allowed:
+    if not gap <= allowed:
         raise RuntimeError(
             f"before the first step policy and reference differ by {gap:.3g} nats in a token's log-prob (allowed "
             f"{allowed:.1g}); the cached reference in {CACHE} does not belong to this model"

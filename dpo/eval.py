@@ -122,6 +122,7 @@ def draw_samples(
         max_new_tokens=config.sampling.max_new_tokens,
         end_ids=encoder.stop_ids,
         seed=config.run.seed,
+        autocast=engine.autocast,
     )
     sampled = [group.replace_completions(completions) for group, completions in zip(groups, drawn, strict=True)]
     logratios = _logratios(engine, sampled, config.run.tokens_per_forward)
@@ -217,11 +218,13 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"{file}: is missing, so {folder.path} is no finished run")
     config = load_config(DpoConfig, folder.config)
     prepared = prepare(config, Runtime(mixed_precision=config.run.mixed_precision))
+    summary = json.loads(folder.summary.read_text())
+    if prepared.engine.policy.base_fingerprint() != summary["hashes"]["base_model"]:
+        raise UserError(f"model.path: {config.model.path} is not the model that {folder.path} was trained from")
     prepared.engine.policy.restore(folder.adapter)
     before, after = before_and_after(
         config, prepared.engine, prepared.encoder, prepared.heldout, prepared.score, folder=folder
     )
-    summary = json.loads(folder.summary.read_text())
     summary |= {"before": as_json(before), "after": as_json(after)}
     write_json(folder.summary, summary)
     print_figures(before, after, console=Console())

@@ -2,6 +2,7 @@
 
 import random
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,6 +63,11 @@ def prepare(config: DpoConfig, runtime: Runtime) -> Prepared:
     engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast)
     notes = [f"{part}: {line}" for part, report in reports.items() for line in report.lines()]
     notes += engine.notices
+    if config.lora is None and config.model.dtype == "bfloat16":
+        notes.append(
+            "warning: all weights are trained in bfloat16, which rounds small updates away; "
+            "model.dtype float32 with run.mixed_precision bf16 keeps them"
+        )
     if leaked := overlapping_prompts(groups, heldout):
         notes.append(f"warning: {len(leaked)} held-out prompts are trained on, for example {leaked[0]}")
     return Prepared(engine, encoder, groups, heldout, reports, score, notes)
@@ -70,21 +76,26 @@ def prepare(config: DpoConfig, runtime: Runtime) -> Prepared:
 def hold_out(groups: Sequence[Group], most: int, *, seed: int) -> tuple[list[Group], list[Group]]:
     """Split off held-out groups so that no prompt is on both sides: at most `most`, and at most a tenth.
 
+    Prompts are taken in a random order while all of their groups fit; the first one always fits.
     Raises UserError when there is only one prompt.
     """
-    prompts = sorted({group.prompt_ids for group in groups})
-    if len(prompts) < 2:
+    count = Counter(group.prompt_ids for group in groups)
+    if len(count) < 2:
         raise UserError("data.heldout: the training data has a single prompt, so none can be held out; name a file")
+    prompts = sorted(count)
     random.Random(seed).shuffle(prompts)
-    target = max(1, min(most, len(groups) // 10))
+    room = max(1, min(most, len(groups) // 10))
     kept_out: set[tuple[int, ...]] = set()
-    heldout: list[Group] = []
     for prompt in prompts:
-        if len(heldout) >= target:
+        if not kept_out or count[prompt] <= room:
+            kept_out.add(prompt)
+            room -= count[prompt]
+        if room <= 0:
             break
-        kept_out.add(prompt)
-        heldout = [group for group in groups if group.prompt_ids in kept_out]
-    return [group for group in groups if group.prompt_ids not in kept_out], heldout
+    return (
+        [group for group in groups if group.prompt_ids not in kept_out],
+        [group for group in groups if group.prompt_ids in kept_out],
+    )
 
 
 def _quiet_libraries() -> None:

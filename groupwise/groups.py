@@ -4,7 +4,8 @@ DPO reads the order of the scores, GRPO their value. Knows nothing about text, m
 Legend: T tokens of one completion.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -59,7 +60,9 @@ class Group:
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
-            raise ValueError(f"{self.key}: a prompt needs at least one token, which predicts the first completion token")
+            raise ValueError(
+                f"{self.key}: a prompt needs at least one token, which predicts the first completion token"
+            )
         if not self.completions:
             raise ValueError(f"{self.key}: a group needs at least one completion")
 
@@ -77,6 +80,16 @@ def ordered_pairs(group: Group) -> list[tuple[int, int]]:
 def is_informative(group: Group) -> bool:
     """Whether the scores differ at all: a group of equal scores teaches neither method anything."""
     return len({completion.score for completion in group.completions}) > 1
+
+
+def fingerprint(groups: Iterable[Group], *, scores: bool) -> str:
+    """SHA-256 over the token ids of the groups in order, and over their scores where these matter."""
+    digest = hashlib.sha256()
+    for group in groups:
+        digest.update(f"{group.prompt_ids}\n".encode())
+        for completion in group.completions:
+            digest.update(f" {completion.token_ids} {completion.score if scores else ''}\n".encode())
+    return digest.hexdigest()
 
 
 def completion_tokens(group: Group) -> int:

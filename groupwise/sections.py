@@ -1,8 +1,8 @@
 """The configuration sections that both methods share. Knows names, limits and defaults, not what is done with them."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from groupwise.config import Section
 
@@ -27,7 +27,7 @@ class LoraSection(Section):
     """Low-rank adapters; set the section to null to train all weights."""
 
     rank: int = Field(default=16, ge=1, description="rank of the update")
-    alpha: float = Field(default=32.0, gt=0, description="update is scaled by alpha / rank")
+    alpha: int = Field(default=32, ge=1, description="update is scaled by alpha / rank")
     target_modules: str | tuple[str, ...] = Field(
         default="all-linear", description="all-linear, or a list of layer names"
     )
@@ -42,12 +42,18 @@ class OptimizerSection(Section):
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="adamw: decay of the two moments")
     alpha: float = Field(default=0.99, gt=0, lt=1, description="rmsprop: decay of the squared gradient")
     epsilon: float = Field(default=1e-8, gt=0, description="added to the denominator")
-    weight_decay: float = Field(default=0.0, ge=0, description="decoupled, per step and learning rate")
+    weight_decay: float = Field(default=0.0, ge=0, description="adamw: decoupled, times the learning rate")
     max_grad_norm: float | None = Field(default=1.0, gt=0, description="clip the gradient's norm; null: never")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="after warm-up; the others end at 0"
     )
     warmup_steps: int = Field(default=150, ge=0, description="optimizer steps of linear warm-up from 0")
+
+    @model_validator(mode="after")
+    def _decay_is_decoupled(self) -> Self:
+        if self.name == "rmsprop" and self.weight_decay > 0:
+            raise ValueError("weight_decay is for adamw; rmsprop would add it to the gradient, set it to 0")
+        return self
 
 
 class SamplingSection(Section):

@@ -22,7 +22,7 @@ from groupwise.rewards import review_sentiment as lexicon
 
 SEED = 20230529
 OPENING_WORDS = (5, 15)
-REVIEW_PIECES = (15, 38)  # words and punctuation marks of one continuation, fewest and most
+REVIEW_PIECES = (10, 26)  # words and punctuation marks of one continuation, fewest and most
 
 # --- reviews ----------------------------------------------------------------------------------------------------
 
@@ -153,18 +153,18 @@ class ReviewWriter:
     def sentence(self, sign: int, subject: Subject | None = None) -> str:
         """One sentence without its full stop; with `subject`, only what follows that subject."""
         form = self.rng.random()
-        if form < 0.16:
+        if form < 0.10:
             return f"{self.clause(-sign, subject)}, but {self.clause(sign)}"
-        if form < 0.22:
+        if form < 0.14:
             return f"{self.clause(sign, subject)}, {self.rng.choice(('although', 'even though'))} {self.clause(-sign)}"
-        if form < 0.27:
+        if form < 0.17:
             return f"{self.clause(sign, subject)} despite {self.some_fault(-sign)}"
-        if form < 0.33:
+        if form < 0.20:
             contrast = self.rng.choice(("Still", "However", "Nevertheless"))
             return f"{self.clause(-sign, subject)}. {contrast}, {self.clause(sign)}"
-        if form < 0.45:
+        if form < 0.34:
             return f"{self.clause(sign, subject)} and {self.clause(sign)}"
-        if form < 0.55 and subject is None:
+        if form < 0.40 and subject is None:
             return f"although {self.clause(-sign)}, {self.clause(sign)}"
         return self.clause(sign, subject)
 
@@ -186,8 +186,8 @@ class ReviewWriter:
         be = self.be(subject)
         has = self.verb(("have", "has", "had"), subject)
         tail = rng.choice(REVIEWER_TAILS)
-        form = rng.randrange(14)
-        if form < 4:
+        form = rng.randrange(18)
+        if form > 13 or form < 4:
             return f"{be} {rng.choice(ADVERBS)}{self.adjective(sign)}{tail}"
         if form < 7:
             return f"{be} {rng.choice(DENIALS)} {self.adjective(-sign)}{tail}"
@@ -377,7 +377,7 @@ SCENES = (
 )  # fmt: skip
 CONNECTIVES = ("Then", "Later", "After that", "The next day", "In the evening", "Soon after", "On Monday")
 STEP_SHARES = {1: 0.06, 2: 0.30, 3: 0.40, 4: 0.24}
-LARGEST_TOTAL = 99
+LARGEST_TOTAL = 60
 
 
 def problem(rng: random.Random) -> Problem:
@@ -402,12 +402,12 @@ def story_problem(rng: random.Random, steps: int) -> Problem:
     things = rng.choice(scene.things)
     lines: list[str] = []
     if rng.random() < 0.2:
-        groups, each = rng.randint(2, 5), rng.randint(5, 12)
+        groups, each = rng.randint(2, 5), rng.randint(3, 9)
         total = groups * each
         lines.append(f"{groups} * {each} = {total}")
         sentences = [f"{name} {scene.have} {groups} {scene.container} of {each} {things} each."]
     else:
-        total = rng.randint(21, 79)
+        total = rng.randint(11, 49)
         sentences = [f"{name} {scene.have} {total} {things}."]
     while len(lines) < steps:
         gain, number = change(rng, total)
@@ -422,8 +422,8 @@ def story_problem(rng: random.Random, steps: int) -> Problem:
 
 def change(rng: random.Random, total: int) -> tuple[bool, int]:
     """What happens next to a total: whether it grows, and by how much; it stays above 0."""
-    gain = rng.random() < (1.0 if total < 10 else 0.7 if total < 30 else 0.3 if total > 70 else 0.5)
-    return gain, rng.randint(3, 25) if gain else rng.randint(3, min(25, total - 1))
+    gain = rng.random() < (1.0 if total < 8 else 0.7 if total < 20 else 0.3 if total > 45 else 0.5)
+    return gain, rng.randint(2, 12) if gain else rng.randint(2, min(12, total - 1))
 
 
 def bus_problem(rng: random.Random, steps: int) -> Problem:
@@ -431,7 +431,7 @@ def bus_problem(rng: random.Random, steps: int) -> Problem:
     carrier, enter, leave = rng.choice(
         (("bus", "get on", "get off"), ("tram", "step in", "step out"), ("ferry", "come aboard", "go ashore"))
     )
-    total = rng.randint(21, 79)
+    total = rng.randint(11, 49)
     place = rng.choice(("stop", "halt"))
     sentences = [f"A {carrier} carries {total} people."]
     lines: list[str] = []
@@ -449,7 +449,7 @@ def comparison_problem(rng: random.Random, steps: int) -> Problem:
     pronoun = rng.choice(sorted(NAMES))
     name, other = rng.choice(NAMES[pronoun]), rng.choice(NAMES["He" if pronoun == "She" else "She"])
     things = rng.choice(rng.choice(SCENES).things)
-    first, number = rng.randint(16, 39), rng.randint(3, 15)
+    first, number = rng.randint(12, 25), rng.randint(2, 9)
     more = rng.random() < 0.5
     second = first + number if more else first - number
     lines = [f"{first} {'+' if more else '-'} {number} = {second}", f"{first} + {second} = {first + second}"]
@@ -459,7 +459,7 @@ def comparison_problem(rng: random.Random, steps: int) -> Problem:
         f"{other} has {number} {'more' if more else 'fewer'} than {name}.",
     ]
     if steps == 3:
-        sold = rng.randint(3, 25)
+        sold = rng.randint(2, 12)
         sentences.append(f"Together they sell {sold}.")
         lines.append(f"{total} - {sold} = {total - sold}")
         total -= sold

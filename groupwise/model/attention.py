@@ -59,7 +59,7 @@ def shared_prompt_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    row_layout: RowLayout,
+    row_layout: RowLayout | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -72,6 +72,8 @@ def shared_prompt_attention(
     `sliding_window` (tokens), `softcap` (of the scores) and `s_aux` (attention sinks, one per head) are honoured as
     the families that pass them mean them. Dropout is always off. Raises NotImplementedError for a position bias.
     """
+    if row_layout is None:
+        raise RuntimeError("the row's layout did not reach attention; plain calls go through Policy.as_loaded()")
     if position_bias is not None:
         raise NotImplementedError("attention with a learned position bias cannot share prompts")
     row_layout.windows.add(sliding_window)

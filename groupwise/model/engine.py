@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from groupwise.batch import GroupBatch, pack, split_by_tokens, unpack_tokens
 from groupwise.groups import Completion, Group
 from groupwise.model.attention import IMPLEMENTATION, RowLayout
-from groupwise.model.head import OutputHead
+from groupwise.model.head import rounding
 from groupwise.model.policy import Policy
 
 Method = Literal["shared", "repeat"]
@@ -49,15 +49,15 @@ class LogprobEngine:
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     ) -> None:
         self.policy = policy
-        self._autocast = autocast
+        self.autocast = autocast
         self.notices: list[str] = []
-        head_error = _head_error(policy.model)
-        self._reads_head = head_error is None
-        if head_error is not None:
-            self.notices.append(f"output head: {head_error}; using the model's own logits, which takes more memory")
+        if policy.head_error is not None:
+            self.notices.append(
+                f"output head: {policy.head_error}; using the model's own logits, which takes more memory"
+            )
         self.method: Method = "repeat"
         if method != "repeat":
-            own: str = policy.model.config._attn_implementation
+            own = policy.attention
             reason = self._disagreement()
             if reason is None:
                 self.method = "shared"
@@ -67,17 +67,25 @@ class LogprobEngine:
                 raise RuntimeError(f"this model cannot share prompts: {reason}")
             self.notices.append(f"prompts are not shared, each completion runs alone (slower): {reason}")
 
+    @property
+    def rounding(self) -> float:
+        """Relative rounding of log-probs in the precision that forward passes run in."""
+        kind = self.policy.device.type
+        with self.autocast():
+            mixed = torch.is_autocast_enabled(kind)
+            return rounding(torch.get_autocast_dtype(kind) if mixed else self.policy.model.dtype)
+
     def score(self, batch: GroupBatch, *, temperature: float = 1.0) -> TokenScores:
         """Log-probs of every completion token of the batch at a sampling temperature; differentiable."""
         return self._score(batch, self.method, temperature)
 
     def _score(self, batch: GroupBatch, method: Method, temperature: float) -> TokenScores:
-        with self._autocast():
+        with self.autocast():
             states = self._shared_states(batch) if method == "shared" else self._repeated_states(batch)
-        if not self._reads_head:
+        head = self.policy.output_head()
+        if head is None:
             return _from_logits(states, batch.target_T, temperature)
-        head = OutputHead.of(self.policy.active)
-        assert head is not None
+        # Outside autocast: a log-softmax over a vocabulary of bfloat16 logits is off by percents of a nat.
         return TokenScores(*head.token_logprobs(states, batch.target_T, temperature=temperature))
 
     def _shared_states(self, batch: GroupBatch) -> Tensor:
@@ -90,7 +98,7 @@ class LogprobEngine:
     def _repeated_states(self, batch: GroupBatch) -> Tensor:
         """The same, every completion behind its own copy of the prompt, through the model's own attention."""
         states: list[Tensor] = []
-        with self.policy.own_attention():
+        with self.policy.as_loaded():
             for span in batch.spans:
                 prompt_ids = batch.input_ids_S[span.start : span.start + span.prompt]
                 start = span.start + span.prompt
@@ -103,14 +111,14 @@ class LogprobEngine:
     def _run(self, input_ids: Tensor, **layout: Any) -> Tensor:
         """Outputs of one row: hidden states [length, D], or logits [length, V] where the head is not ours."""
         model = self.policy.active
-        if self._reads_head:
+        if self.policy.head_error is None:
             return model.base_model(input_ids=input_ids[None], use_cache=False, **layout).last_hidden_state[0]
         return model(input_ids=input_ids[None], use_cache=False, **layout).logits[0]
 
     def _check_windows(self, layout: RowLayout) -> None:
         """A window that lives only in masks we never see would be right on short rows and wrong on long ones."""
         config = self.policy.active.config.get_text_config()
-        kinds = set(getattr(config, "layer_types", None) or ())
+        kinds: set[str] = set(getattr(config, "layer_types", None) or ())
         if "chunked_attention" in kinds:
             raise NotImplementedError("attention in fixed chunks")
         uses_window = "sliding_attention" in kinds if kinds else bool(getattr(config, "sliding_window", None))
@@ -120,6 +128,9 @@ class LogprobEngine:
     @torch.no_grad()
     def _disagreement(self) -> str | None:
         """Why `shared` must not be used for this model, or None when both methods agree on a small batch."""
+        rope = getattr(self.policy.model.config.get_text_config(), "rope_parameters", None) or {}
+        if rope.get("rope_type") in ("longrope", "dynamic"):
+            return "its rotary embedding depends on the length of the row"
         batch = pack(_made_up_groups(self.policy.model)).to(self.policy.device)
         oracle_T = self._score(batch, "repeat", 1.0).logp_T
         # Whatever a model family may raise when handed a packed row, the answer is the same: run it the slow way.
@@ -129,14 +140,10 @@ class LogprobEngine:
         except Exception as error:  # noqa: BLE001
             return f"{type(error).__name__}: {error}".splitlines()[0]
         gap = (shared_T - oracle_T).abs().max().item()
-        allowed = _TOLERANCE[self.policy.model.dtype] * max(1.0, oracle_T.abs().max().item())
+        allowed = self.rounding * max(1.0, oracle_T.abs().max().item())
         if not gap <= allowed:
             return f"log-probs differ from the one-row-per-completion run by {gap:.2g} nats (allowed {allowed:.2g})"
         return None
-
-
-# Rounding between two orders of the same sums, relative to the largest log-prob.
-_TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
 
 @torch.no_grad()
@@ -149,6 +156,9 @@ def reference_logprobs(
         for part in split_by_tokens(groups, tokens_per_forward):
             batch = pack(part).to(engine.policy.device)
             logp_T = engine.score(batch, temperature=temperature).logp_T.cpu()
+            if not torch.isfinite(logp_T).all():
+                keys = ", ".join(group.key for group in part[:5])
+                raise RuntimeError(f"reference log-probs are not finite in a micro-batch that begins with {keys}")
             scored.extend(with_reference(part, unpack_tokens(batch, logp_T)))
     return scored
 
@@ -165,7 +175,7 @@ def starting_gap(engine: LogprobEngine, groups: Sequence[Group]) -> tuple[float,
     logp_T = engine.score(batch).logp_T
     gap = (logp_T - batch.reference_logp_T).abs().max().item()
     # A cached pass may have cut the data into other rows, whose sums round differently.
-    return gap, _TOLERANCE[engine.policy.model.dtype] * max(1.0, logp_T.abs().max().item())
+    return gap, engine.rounding * max(1.0, logp_T.abs().max().item())
 
 
 def with_reference(groups: Sequence[Group], logps: Sequence[Tensor]) -> list[Group]:
@@ -193,20 +203,6 @@ def _from_logits(logits_TV: Tensor, target_T: Tensor, temperature: float) -> Tok
     logp_TV = wide.log_softmax(dim=-1)
     entropy_T = -(logp_TV.detach().exp() * logp_TV.detach()).sum(dim=-1)
     return TokenScores(logp_TV.gather(1, target_T[:, None]).squeeze(1), entropy_T)
-
-
-@torch.no_grad()
-def _head_error(model: PreTrainedModel) -> str | None:
-    """Why our formula for the output head must not be used, or None when it gives the model's own logits."""
-    head = OutputHead.of(model)
-    if head is None:
-        return "not a plain projection"
-    ids = _made_up_ids(model, 8)[None].to(model.device)
-    ours = head.logits(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
-    theirs = model(input_ids=ids, use_cache=False).logits[0]
-    gap = (ours - theirs.to(ours.dtype)).abs().max().item()
-    allowed = _TOLERANCE[model.dtype] * max(1.0, theirs.abs().max().item())
-    return None if gap <= allowed else f"logits differ from scale and cap of a plain projection by {gap:.2g}"
 
 
 def _made_up_ids(model: PreTrainedModel, length: int) -> Tensor:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-_CHUNK_ELEMENTS = 2**22  # logits held at once: 16 MiB in float32
+# Logits held at once: 16 MiB in float32 stay in a processor's cache, 256 MiB fill a GPU.
+_CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,8 +33,8 @@ class OutputHead:
     def of(cls, model: PreTrainedModel) -> "OutputHead | None":
         """The head of a causal language model, or None when its last layer is no plain projection.
 
-        The scale and the cap are read from the names that families give them in their configuration; the engine
-        compares the result with the model's own logits before it relies on it.
+        The scale and the cap are read from the names that families give them in their configuration; `head_error`
+        compares the result with the model's own logits.
         """
         layer = model.get_output_embeddings()
         if not isinstance(layer, nn.Linear):
@@ -68,11 +69,36 @@ class OutputHead:
         >>> logp_T, entropy_T
         (tensor([-0.6931]), tensor([0.6931]))
         """
-        rows = chunk or max(1, _CHUNK_ELEMENTS // self.weight_VD.shape[0])
+        elements = _CHUNK_ELEMENTS.get(hidden_TD.device.type, 2**24)
+        rows = chunk or max(1, elements // self.weight_VD.shape[0])
         logp_T, entropy_T = _ChunkedLogprobs.apply(
             hidden_TD, self.weight_VD, self.bias_V, target_T, self, temperature, rows
         )
         return logp_T, entropy_T
+
+
+@torch.no_grad()
+def head_error(model: PreTrainedModel) -> str | None:
+    """Why `OutputHead.of` must not be used for this model, or None when it gives the model's own logits."""
+    head = OutputHead.of(model)
+    if head is None:
+        return "not a plain projection"
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (1, 8), generator=torch.Generator().manual_seed(0)).to(model.device)
+    # Whatever a family does differently here, its own logits are there to be used instead.
+    try:
+        ours = head.logits(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
+        theirs = model(input_ids=ids, use_cache=False).logits[0]
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    gap = (ours - theirs.to(ours.dtype)).abs().max().item()
+    allowed = rounding(model.dtype) * max(1.0, theirs.abs().max().item())
+    return None if gap <= allowed else f"logits differ from scale and cap of a plain projection by {gap:.2g}"
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """Relative difference that two orders of the same sums may have after the layers of a network."""
+    return {torch.float64: 1e-7, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}[dtype]
 
 
 class _ChunkedLogprobs(torch.autograd.Function):

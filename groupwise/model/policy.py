@@ -9,12 +9,12 @@ import contextlib
 import copy
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,8 +22,10 @@ from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from groupwise.errors import UserError
+from groupwise.model.head import OutputHead, head_error
 from groupwise.sections import LoraSection, ModelSection
 
+_NOT_OF_THE_FUNCTION = frozenset({"_name_or_path", "transformers_version"})
 # Mamba reads the weights of these layers directly and would pass an adapter by.
 _BYPASSED_BY_MAMBA = ["out_proj", "dt_proj"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -57,10 +59,10 @@ class Policy:
         else:
             self._peft = _add_adapter(model, lora, seed)
         self._in_reference = False
-        self._own_attention: str = model.config._attn_implementation
+        self._own_attention = self.attention
         model.eval()
-        if gradient_checkpointing:
-            _checkpoint_layers(model)
+        self.head_error = head_error(model)
+        self._recomputed: list[nn.Module] = _checkpoint_layers(model) if gradient_checkpointing else []
 
     @classmethod
     def load(
@@ -80,7 +82,7 @@ class Policy:
             )
         except (OSError, ValueError) as error:
             raise UserError(f"model.path: cannot load {section.path!r}: {_first_line(error)}") from error
-        model.to(device)
+        cast(nn.Module, model).to(device)
         return cls(
             model,
             tokenizer,
@@ -105,7 +107,7 @@ class Policy:
         return self._peft is not None
 
     @contextlib.contextmanager
-    def reference(self) -> Iterator[None]:
+    def reference(self) -> Generator[None, None, None]:
         """Inside, the active network is the frozen reference; may be nested."""
         if self._in_reference:
             # PEFT's own context would switch the adapter on at the end of the inner one.
@@ -118,6 +120,11 @@ class Policy:
             finally:
                 self._in_reference = False
 
+    @property
+    def attention(self) -> str:
+        """Name of the attention implementation in use."""
+        return str(self.model.config._attn_implementation)  # pyright: ignore[reportPrivateUsage]
+
     def use_attention(self, implementation: str) -> None:
         """Run policy and reference with another attention implementation from now on.
 
@@ -128,26 +135,36 @@ class Policy:
                 model.set_attn_implementation(implementation)
 
     @contextlib.contextmanager
-    def own_attention(self) -> Iterator[None]:
-        """Inside, the networks run with the attention they were loaded with, as any Transformers code expects."""
-        before: str = self.model.config._attn_implementation
-        if before == self._own_attention:
-            yield
-            return
-        self.use_attention(self._own_attention)
+    def as_loaded(self) -> Generator[None, None, None]:
+        """Inside, the networks run as any Transformers code expects: their own attention, nothing recomputed.
+
+        Layers that are marked for recomputation would ignore a key-value cache.
+        """
+        before = self.attention
+        switched = before != self._own_attention
+        if switched:
+            self.use_attention(self._own_attention)
+        _set_training(self._recomputed, False)
         try:
             yield
         finally:
-            self.use_attention(before)
+            _set_training(self._recomputed, True)
+            if switched:
+                self.use_attention(before)
+
+    def output_head(self) -> OutputHead | None:
+        """The active network's output head, or None where its own logits must be used."""
+        return OutputHead.of(self.active) if self.head_error is None else None
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """What is trained, by name, in a fixed order."""
         return {name: p for name, p in sorted(self.model.named_parameters()) if p.requires_grad}
 
     def base_fingerprint(self) -> str:
-        """SHA-256 over names, dtypes and bytes of the reference's weights as they are in memory."""
+        """SHA-256 over the reference as it is in memory: configuration, and names, dtypes and bytes of weights."""
         source = self._frozen or self.model
-        digest = hashlib.sha256()
+        described = {k: v for k, v in source.config.to_dict().items() if k not in _NOT_OF_THE_FUNCTION}
+        digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
         for name, tensor in sorted(source.state_dict().items()):
             if ".lora_" in name:
                 continue
@@ -170,16 +187,19 @@ class Policy:
 
     def restore(self, folder: Path) -> None:
         """Put back what `save` wrote. Raises UserError when the folder holds something else than this policy trains."""
-        file = folder / ("adapter_model.safetensors" if self._peft is not None else "model.safetensors")
-        if not file.is_file():
-            raise UserError(f"{file}: is missing; the run has not been finished")
-        if self._peft is not None:
-            result = set_peft_model_state_dict(self._peft, load_file(file))
-            unexpected = list(result.unexpected_keys)
-        else:
-            unexpected = list(self.model.load_state_dict(load_file(file), strict=False).unexpected_keys)
-        if unexpected:
-            raise UserError(f"{file}: holds weights that this model does not have, for example {unexpected[0]}")
+        try:
+            if self._peft is None:
+                saved = AutoModelForCausalLM.from_pretrained(folder, dtype=self.model.dtype, use_safetensors=True)
+                self.model.load_state_dict(saved.state_dict())
+                return
+            weights = load_file(folder / "adapter_model.safetensors")
+            expected = set(get_peft_model_state_dict(self._peft))
+            if set(weights) != expected:
+                odd = sorted(set(weights) ^ expected)
+                raise UserError(f"{folder}: is no adapter of this run; {len(odd)} tensors differ, such as {odd[0]}")
+            set_peft_model_state_dict(self._peft, weights)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{folder}: cannot be loaded into this model: {_first_line(error)}") from error
 
 
 def _add_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> PeftModel:
@@ -193,7 +213,7 @@ def _add_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> PeftMo
         lora_dropout=0.0,
         use_rslora=lora.rank_stabilized,
         target_modules=modules if isinstance(modules, str) else list(modules),
-        exclude_modules=_BYPASSED_BY_MAMBA if modules == "all-linear" and "mamba" in model.config.model_type else None,
+        exclude_modules=_without_adapter(model) if modules == "all-linear" else None,
         fan_in_fan_out=_uses_conv1d(model),
     )
     with torch.random.fork_rng(devices=[]):
@@ -206,6 +226,17 @@ def _add_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> PeftMo
             ) from error
 
 
+def _without_adapter(model: nn.Module) -> list[str] | None:
+    """Names of layers that look linear and cannot carry an adapter: routers with a forward of their own, Mamba's."""
+    own_forward = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
+    }
+    recurrent = any("mamba" in type(module).__name__.lower() for module in model.modules())
+    return sorted(own_forward | set(_BYPASSED_BY_MAMBA if recurrent else ())) or None
+
+
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
@@ -215,9 +246,9 @@ def _uses_conv1d(model: nn.Module) -> bool:
     return any(type(module).__name__ == "Conv1D" for module in model.modules())
 
 
-def _switch_dropout_off(model: nn.Module) -> None:
-    """Zero every dropout probability, those that families keep as plain numbers too."""
-    for module in model.modules():
+def _switch_dropout_off(model: PreTrainedModel) -> None:
+    """Zero every dropout probability, those that families keep as plain numbers or read from the configuration too."""
+    for module in (*model.modules(), model.config):
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
@@ -233,12 +264,17 @@ def _fuse_gelu(model: nn.Module) -> None:
                 setattr(module, name, GELUTanh())
 
 
-def _checkpoint_layers(model: PreTrainedModel) -> None:
+def _checkpoint_layers(model: PreTrainedModel) -> list[nn.Module]:
     """Recompute layers in the backward pass; only the layers themselves are in training mode, nothing inside them."""
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.training = True
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    _set_training(layers, True)
+    return layers
+
+
+def _set_training(layers: Sequence[nn.Module], training: bool) -> None:
+    for layer in layers:
+        layer.training = training
 
 
 def _bytes_of(tensor: Tensor) -> bytes:

@@ -1,10 +1,11 @@
 """Reference log-probs of a data set, computed once and kept on disk. Knows nothing about what they are used for.
 
-The key of an entry is everything the numbers depend on and nothing else: the reference's weights as they are in
-memory, the token ids (which hold data, tokenization and limits), the precision, and the temperature.
+The key of an entry is everything the numbers depend on and nothing else: the reference as it is in memory (weights
+and configuration), the token ids (which hold data, tokenization and limits), and the precision.
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from groupwise.groups import Group
+from groupwise.groups import Group, fingerprint
 from groupwise.model.engine import LogprobEngine, reference_logprobs, with_reference
 
 
@@ -27,23 +28,19 @@ def cached_reference(
     lengths = [len(completion.token_ids) for group in groups for completion in group.completions]
     try:
         stored_T = load_file(file)["reference_logp_T"]
-        return with_reference(groups, stored_T.split(lengths)), True
+        if torch.isfinite(stored_T).all():
+            return with_reference(groups, stored_T.split(lengths)), True
     except (OSError, SafetensorError, KeyError, RuntimeError):
         pass
     scored = reference_logprobs(engine, groups, tokens_per_forward=tokens_per_forward)
     logps = [c.reference_logp for group in scored for c in group.completions if c.reference_logp is not None]
     folder.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(".writing")
+    aside = file.with_suffix(f".writing-{os.getpid()}")
     save_file({"reference_logp_T": torch.cat(logps)}, aside)
     aside.replace(file)
     return scored, False
 
 
 def _key(engine: LogprobEngine, groups: Sequence[Group], precision: str) -> str:
-    digest = hashlib.sha256()
-    digest.update(f"{engine.policy.base_fingerprint()} {precision} {engine.policy.device.type}\n".encode())
-    for group in groups:
-        digest.update(f"{list(group.prompt_ids)}\n".encode())
-        for completion in group.completions:
-            digest.update(f" {list(completion.token_ids)}\n".encode())
-    return digest.hexdigest()[:32]
+    parts = (engine.policy.base_fingerprint(), fingerprint(groups, scores=False), precision, engine.policy.device.type)
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]

@@ -8,6 +8,7 @@ of its own, so its completions do not depend on which others are decoded beside 
 Legend: V vocabulary, A completions still being written.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -56,35 +57,38 @@ def sample_completions(
         for index in range(len(prompts))
     ]
     for batch in _same_length(prompts, max(1, rows_at_once // n)):
-        with autocast(), policy.own_attention():
+        with policy.as_loaded():
             _decode(
-                policy.active,
+                policy,
                 [prompts[i] for i in batch],
                 [drafts[i] for i in batch],
                 temperature,
                 max_new_tokens,
                 ends,
+                autocast,
             )
     return [[_completion(draft) for draft in own] for own in drafts]
 
 
 def _decode(
-    model: PreTrainedModel,
+    policy: Policy,
     prompts: Sequence[Sequence[int]],
     drafts: Sequence[Sequence[_Draft]],
     temperature: float,
     max_new_tokens: int,
     ends: Sequence[int],
+    autocast: Callable[[], AbstractContextManager[Any]],
 ) -> None:
     """Write the drafts of prompts of one length."""
     n = len(drafts[0])
     active = [draft for own in drafts for draft in own]
-    prompt_ids = torch.tensor([list(ids) for ids in prompts], device=model.device)
-    stepper = _CachedSteps(model, prompt_ids, n) if _has_cache(model) else _PlainSteps(model, prompt_ids, n)
-    end_ids = torch.tensor(ends, device=model.device)
+    prompt_ids = torch.tensor([list(ids) for ids in prompts], device=policy.device)
+    network = _NextToken(policy, autocast)
+    stepper = (_CachedSteps if _has_cache(policy.active) else _PlainSteps)(network, prompt_ids, n)
+    end_ids = torch.tensor(ends, device=policy.device)
     logits_AV = stepper.first_logits()
     for step in range(max_new_tokens):
-        uniform_A = torch.stack([draft.uniforms[step] for draft in active]).to(model.device)
+        uniform_A = torch.stack([draft.uniforms[step] for draft in active]).to(policy.device)
         token_A, logp_A = _draw(logits_AV, uniform_A, temperature)
         ended_A = torch.isin(token_A, end_ids)
         for draft, token, logp, ended in zip(active, token_A.tolist(), logp_A.tolist(), ended_A.tolist(), strict=True):
@@ -104,23 +108,43 @@ def _draw(logits_AV: Tensor, uniform_A: Tensor, temperature: float) -> tuple[Ten
     logp_AV = (wide / temperature if temperature > 0 else wide).log_softmax(dim=-1)
     if temperature > 0:
         cumulative_AV = logp_AV.exp().cumsum(dim=-1)
-        threshold_A1 = (uniform_A.to(cumulative_AV.dtype) * cumulative_AV[:, -1])[:, None]
-        token_A1 = torch.searchsorted(cumulative_AV, threshold_A1, right=True).clamp_max(logp_AV.shape[1] - 1)
+        total_A = cumulative_AV[:, -1]
+        # A number just below 1 may round to the total, beyond which there are only impossible tokens.
+        below_A = torch.nextafter(total_A, torch.zeros_like(total_A))
+        threshold_A = torch.minimum(uniform_A.to(cumulative_AV.dtype) * total_A, below_A)
+        token_A1 = torch.searchsorted(cumulative_AV, threshold_A[:, None], right=True)
     else:
         token_A1 = logp_AV.argmax(dim=-1, keepdim=True)
     return token_A1.squeeze(1), logp_AV.gather(1, token_A1).squeeze(1)
 
 
+class _NextToken:
+    """Logits after the last token of each row, through the head that the engine reads, in the same precision."""
+
+    def __init__(self, policy: Policy, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._model = policy.active
+        self._head = policy.output_head()
+        self._autocast = autocast
+
+    def __call__(self, input_ids: Tensor, **options: Any) -> tuple[Tensor, Any]:
+        """Logits [A, V], and the key-value cache if one was asked for."""
+        with self._autocast():
+            out = (self._model if self._head is None else self._model.base_model)(input_ids=input_ids, **options)
+        cache = getattr(out, "past_key_values", None)
+        if self._head is None:
+            return out.logits[:, -1], cache
+        return self._head.logits(out.last_hidden_state[:, -1]), cache
+
+
 class _CachedSteps:
     """Next-token logits with a key-value cache that is prefilled once per prompt."""
 
-    def __init__(self, model: PreTrainedModel, prompt_ids: Tensor, n: int) -> None:
-        self._model = model
+    def __init__(self, network: _NextToken, prompt_ids: Tensor, n: int) -> None:
+        self._network = network
         self._length = prompt_ids.shape[1]
-        out = model(input_ids=prompt_ids, use_cache=True, logits_to_keep=1)
-        self._cache = out.past_key_values
+        logits, self._cache = network(prompt_ids, use_cache=True)
         self._cache.batch_repeat_interleave(n)
-        self._first = out.logits[:, -1].repeat_interleave(n, dim=0)
+        self._first = logits.repeat_interleave(n, dim=0)
 
     def first_logits(self) -> Tensor:
         return self._first
@@ -131,21 +155,21 @@ class _CachedSteps:
             self._cache.batch_select_indices(kept)
         position = torch.full((len(kept), 1), self._length, device=token_A.device)
         self._length += 1
-        out = self._model(
-            input_ids=token_A[kept, None], position_ids=position, past_key_values=self._cache, use_cache=True
+        logits, self._cache = self._network(
+            token_A[kept, None], position_ids=position, past_key_values=self._cache, use_cache=True
         )
-        return out.logits[:, -1]
+        return logits
 
 
 class _PlainSteps:
     """The same without a cache: the whole text runs again for every token. For families that carry other state."""
 
-    def __init__(self, model: PreTrainedModel, prompt_ids: Tensor, n: int) -> None:
-        self._model = model
+    def __init__(self, network: _NextToken, prompt_ids: Tensor, n: int) -> None:
+        self._network = network
         self._ids = prompt_ids.repeat_interleave(n, dim=0)
 
     def first_logits(self) -> Tensor:
-        return self._model(input_ids=self._ids, use_cache=False).logits[:, -1]
+        return self._network(self._ids, use_cache=False)[0]
 
     def next_logits(self, token_A: Tensor, kept: Tensor) -> Tensor:
         self._ids = torch.cat([self._ids[kept], token_A[kept, None]], dim=1)
@@ -156,7 +180,9 @@ def _has_cache(model: PreTrainedModel) -> bool:
     """Whether every layer keeps keys and values and nothing else."""
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
-    return set(kinds) <= {"full_attention", "sliding_attention"} and not model._is_stateful
+    takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
+    plain = set(kinds) <= {"full_attention", "sliding_attention"}
+    return takes_cache and plain and not model._is_stateful  # pyright: ignore[reportPrivateUsage]
 
 
 def _uniforms(seed: int, prompt: int, n: int, length: int) -> Tensor:

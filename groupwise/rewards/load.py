@@ -2,8 +2,10 @@
 
 import importlib.util
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from groupwise.errors import UserError, nearest
 from groupwise.rewards.review_sentiment import review_sentiment
@@ -39,6 +41,7 @@ def _function_in(path: Path, attribute: str, key: str) -> Score:
     if spec is None or spec.loader is None:
         raise UserError(f"{key}: {path} is no Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -48,7 +51,7 @@ def _function_in(path: Path, attribute: str, key: str) -> Score:
         guess = nearest(attribute, [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")])
         hint = f"; did you mean {guess}?" if guess else ""
         raise UserError(f"{key}: {path} has no function {attribute!r}{hint}")
-    return function
+    return cast(Score, function)
 
 
 def _checked(function: Score, name: str, key: str) -> Score:

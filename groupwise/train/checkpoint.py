@@ -13,10 +13,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -27,11 +28,13 @@ MANIFEST = "manifest.json"
 class Position:
     """Where a run stands at a step boundary; the data order is a function of the step, so the step says it all.
 
+    `identity` names what the run is made of that its configuration only points to: hashes of base model and data.
     `offsets` are the lengths in bytes of the run's append-only files, by name; `tokens` and `seconds` what the run
     has cost so far.
     """
 
     step: int
+    identity: Mapping[str, str]
     offsets: Mapping[str, int]
     tokens: int
     seconds: float
@@ -84,7 +87,7 @@ def load_checkpoint(
 def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose manifest verifies, and a line about each newer one that was passed over."""
     passed_over: list[str] = []
-    for checkpoint in sorted(folder.glob("step-*"), reverse=True):
+    for checkpoint in _newest_first(folder):
         fault = _fault(checkpoint)
         if fault is None:
             return checkpoint, passed_over
@@ -93,11 +96,16 @@ def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def delete_old(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, and what interrupted saves left behind."""
-    for checkpoint in sorted(folder.glob("step-*"), reverse=True)[keep:]:
+    """Keep the newest `keep` checkpoints that verify; delete the others, and what interrupted saves left behind."""
+    complete = [checkpoint for checkpoint in _newest_first(folder) if _fault(checkpoint) is None]
+    for checkpoint in set(_newest_first(folder)) - set(complete[:keep]):
         shutil.rmtree(checkpoint)
     for leftover in folder.glob(".writing-*"):
         shutil.rmtree(leftover)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
 def _fault(checkpoint: Path) -> str | None:
@@ -135,8 +143,9 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], t
 
 def _generator_states() -> dict[str, Tensor]:
     """Global generators: nothing of ours draws from them, but a reward or a model may."""
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    assert name == "MT19937"
+    _, keys, position, has_gauss, cached = cast(
+        tuple[str, NDArray[np.uint32], int, int, float], np.random.get_state(legacy=True)
+    )
     states = {
         "torch_cpu": torch.get_rng_state(),
         "numpy_keys": torch.from_numpy(keys.astype(np.int64)),

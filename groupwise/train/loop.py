@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from groupwise.errors import UserError
 from groupwise.groups import Group
 from groupwise.model.engine import LogprobEngine
 from groupwise.observe.metrics import MetricsFile
@@ -99,12 +100,14 @@ def fit(
     title: str,
     evaluate: Callable[[int], Mapping[str, float]],
     evaluate_every: int,
+    identity: Mapping[str, str],
     stop_after: int | None = None,
 ) -> FitResult:
     """Train from the newest complete checkpoint, or from the start, to the source's last step.
 
     `evaluate(step)` returns held-out figures, logged under `eval/`; it runs every `evaluate_every` steps (0: never) and
-    at the end, and must not draw from global generators. `stop_after` ends the process's work early at that step, with
+    at the end, and must not draw from global generators. `identity` holds hashes of base model and data: a checkpoint
+    that was made with others is refused with a UserError. `stop_after` ends the process's work early at that step, with
     a checkpoint, as an interruption would.
     """
     parameters = engine.policy.trainable()
@@ -113,7 +116,7 @@ def fit(
     last = total if stop_after is None else min(stop_after, total)
     decode: Callable[[Sequence[int]], str] = lambda ids: str(engine.policy.tokenizer.decode(list(ids)))  # noqa: E731
     with MetricsFile(folder.metrics) as metrics, TranscriptsFile(folder.transcripts, decode) as transcripts, progress:
-        position = _resume(folder.checkpoints, parameters, optimizer, progress)
+        position = _resume(folder.checkpoints, parameters, optimizer, identity, progress)
         metrics.truncate(position.offsets.get("metrics", 0))
         transcripts.truncate(position.offsets.get("transcripts", 0))
         tokens, seconds = position.tokens, position.seconds
@@ -149,7 +152,7 @@ def fit(
                     metrics.sync()
                     transcripts.sync()
                     offsets = {"metrics": metrics.offset, "transcripts": transcripts.offset}
-                    position = Position(step=done, offsets=offsets, tokens=tokens, seconds=seconds)
+                    position = Position(step=done, identity=identity, offsets=offsets, tokens=tokens, seconds=seconds)
                     save_checkpoint(folder.checkpoints, position, parameters=parameters, optimizer=optimizer)
                     delete_old(folder.checkpoints, run.keep_checkpoints)
             runtime.wait()
@@ -160,6 +163,7 @@ def _resume(
     checkpoints: Path,
     parameters: Mapping[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
+    identity: Mapping[str, str],
     progress: Progress,
 ) -> Position:
     """Restore the newest complete checkpoint and say so, or start at step 0."""
@@ -167,8 +171,14 @@ def _resume(
     for line in passed_over:
         progress.line(line)
     if checkpoint is None:
-        return Position(step=0, offsets={}, tokens=0, seconds=0.0)
+        return Position(step=0, identity=identity, offsets={}, tokens=0, seconds=0.0)
     position = load_checkpoint(checkpoint, parameters=parameters, optimizer=optimizer)
+    changed = [name for name in identity if position.identity.get(name) != identity[name]]
+    if changed:
+        raise UserError(
+            f"{checkpoint}: was made with another {' and another '.join(changed)} than the files hold now; put the old "
+            "ones back, or start a new run with another --run.name"
+        )
     progress.line(
         f"continued from {checkpoint}: step {position.step}, weights, optimizer, random generators, "
         "and metrics and transcripts up to there"

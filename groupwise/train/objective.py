@@ -3,7 +3,7 @@
 Legend: R completions, T completion tokens, K pairs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,6 +50,11 @@ class Objective(Protocol):
     @property
     def temperature(self) -> float:
         """What divides the logits before log-probs are taken; 1 unless samples were drawn otherwise."""
+        ...
+
+    @property
+    def metric_names(self) -> Sequence[str]:
+        """Every name that `loss_sum` adds to its sums, so that a process without groups knows them too."""
         ...
 
     def loss_sum(self, batch: GroupBatch, scores: TokenScores, sums: MetricSums) -> Tensor:

@@ -24,7 +24,6 @@ def make_optimizer(section: OptimizerSection, parameters: Iterable[nn.Parameter]
         lr=section.learning_rate,
         alpha=section.alpha,
         eps=section.epsilon,
-        weight_decay=section.weight_decay,
     )
 
 

@@ -1,22 +1,19 @@
 """One folder per run, and the decision whether a run is new, continued or finished. Knows nothing about training."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from groupwise.config import Section, differences, load_config, to_yaml
 from groupwise.errors import UserError, listed
 
-ConfigT = TypeVar("ConfigT", bound=Section)
-
 # Keys that say how a run is watched, kept and fitted into memory, not what it computes.
 HARMLESS = frozenset(
-    f"run.{name}"
-    for name in (
-        "resume", "log_every", "keep_checkpoints", "checkpoint_every", "tokens_per_forward", "trackers",
-        "transcripts_every",
+    (
+        "model.gradient_checkpointing", "run.resume", "run.log_every", "run.keep_checkpoints", "run.checkpoint_every",
+        "run.tokens_per_forward", "run.trackers", "run.transcripts_every",
     )
 )  # fmt: skip
 
@@ -55,7 +52,7 @@ class RunFolder:
     def curve(self) -> Path:
         return self.path / "learning_curve.png"
 
-    def state(self, config: ConfigT, *, resume: bool) -> tuple[str, list[str]]:
+    def state(self, config: Section, *, resume: bool) -> tuple[str, list[str]]:
         """ "new", "started" or "finished", and a line about each harmless difference to the run that is there.
 
         Writes nothing. Raises UserError when the folder belongs to something else: another configuration, a run that
@@ -98,8 +95,3 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     aside = path.with_name(f".writing-{path.name}")
     write(aside)
     aside.replace(path)
-
-
-def run_names(parent: Path) -> Sequence[str]:
-    """Names of the runs in a folder."""
-    return sorted(config.parent.name for config in parent.glob("*/config.yaml"))

@@ -4,6 +4,8 @@ Gradients are summed over processes once per step, after the last micro-batch: t
 totals over all processes, so a sum is the exact gradient, whatever each process was given.
 """
 
+import importlib.util
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,6 +16,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from groupwise.errors import UserError
+
 Item = TypeVar("Item")
 
 
@@ -23,12 +27,20 @@ class Runtime:
     def __init__(
         self, *, mixed_precision: str = "no", trackers: Sequence[str] = (), folder: Path | None = None
     ) -> None:
+        missing = [name for name in trackers if importlib.util.find_spec(name) is None]
+        if missing:
+            raise UserError(f"run.trackers: {', '.join(missing)} is not installed; pip install {' '.join(missing)}")
         self._accelerator = Accelerator(
             mixed_precision=mixed_precision,
             log_with=list(trackers) or None,
             project_dir=str(folder) if folder is not None else None,
         )
         self._tracks = bool(trackers)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and self._accelerator.num_processes == 1:
+            raise UserError(
+                "several processes were started, but none knows of the others; start them with "
+                "`accelerate launch`, and on CPUs with `accelerate launch --cpu`"
+            )
 
     @property
     def device(self) -> torch.device:

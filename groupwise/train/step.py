@@ -38,6 +38,8 @@ def accumulate_gradient(
     """
     denominator = objective.denominator(StepTotals.of(groups))
     sums = MetricSums(runtime.device)
+    for name in ("entropy", *objective.metric_names):
+        sums.add(name, 0.0, 0)
     for part in split_by_tokens(runtime.share(groups), tokens_per_forward):
         batch = pack(part).to(runtime.device)
         scores = engine.score(batch, temperature=objective.temperature)

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from dpo import dpo_trainer, eval, train_dpo
@@ -84,8 +86,6 @@ def test_the_adapter_loads_with_peft_and_is_the_trained_policy(command: Command,
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     tuned = peft.PeftModel.from_pretrained(base, str(tmp_path / "runs" / "run" / "adapter"))
     weights = tuned.state_dict()
-    from safetensors.torch import load_file
-
     newest = load_file(tmp_path / "runs" / "run" / "checkpoints" / "step-000006" / "weights.safetensors")
     for name, trained in newest.items():
         assert torch.equal(weights[f"base_model.model.{name}"], trained)
@@ -138,6 +138,29 @@ def test_another_configuration_never_continues_a_run(command: Command) -> None:
     train_dpo.main(command())
     with pytest.raises(UserError, match=r"loss\.beta: 0\.1 -> 0\.2"):
         train_dpo.main(command("--loss.beta", "0.2"))
+
+
+def test_another_base_model_or_other_data_never_continue_a_run(
+    command: Command, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The configuration names the same paths; what lies there is another model, whose adapter this is not."""
+    arguments = command()
+    train_dpo.main(arguments)
+    run = tmp_path / "runs" / "run"
+    summary = (run / "summary.json").read_text()
+    (run / "summary.json").unlink()
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_model, moved)
+    weights = load_file(moved / "model.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in weights.items()}, moved / "model.safetensors", {"format": "pt"})
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(str(tiny_model), str(moved)))
+    with pytest.raises(UserError, match="another base model"):
+        train_dpo.main([*arguments, "--model.path", str(moved)])
+    (run / "summary.json").write_text(summary)
+    with pytest.raises(UserError, match="is not the model"):
+        eval.main([str(run)])
+    assert (run / "summary.json").read_text() == summary
 
 
 def test_eval_reproduces_the_figures_of_the_run(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

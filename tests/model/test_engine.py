@@ -1,5 +1,6 @@
 """Invariant 1: the shared-prompt pass equals one row per completion, values and gradients, for every family."""
 
+from collections.abc import Sequence
 from typing import cast
 
 import pytest
@@ -24,7 +25,7 @@ def make_policy(family: str, *, lora: bool = True, checkpointing: bool = False) 
     # The grouped matrix product of mixtures of experts has no float64 kernel.
     dtype = torch.float32 if family == "gpt_oss" else torch.float64
     targets: str | tuple[str, ...] = ("in_proj", "x_proj") if family == "mamba" else "all-linear"
-    section = LoraSection(rank=4, alpha=8.0, target_modules=targets) if lora else None
+    section = LoraSection(rank=4, alpha=8, target_modules=targets) if lora else None
     policy = Policy(
         make_model(family, dtype=dtype), no_tokenizer(), lora=section, gradient_checkpointing=checkpointing
     )
@@ -45,7 +46,7 @@ def plain_logprobs(policy: Policy, group: Group, temperature: float = 1.0) -> Te
     rows: list[Tensor] = []
     for completion in group.completions:
         ids = torch.tensor([group.prompt_ids + completion.token_ids])
-        with policy.own_attention():
+        with policy.as_loaded():
             logits = policy.model(input_ids=ids, use_cache=False).logits[0, len(group.prompt_ids) - 1 : -1]
         logp = (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(-1)
         rows.append(logp.gather(1, torch.tensor(completion.token_ids)[:, None]).squeeze(1))
@@ -57,9 +58,11 @@ def gradients(policy: Policy, logp_T: Tensor) -> Tensor:
     weight_T = torch.linspace(-1, 1, len(logp_T), dtype=logp_T.dtype)
     names, parameters = zip(*policy.trainable().items(), strict=True)
     grads = torch.autograd.grad((logp_T * weight_T).sum(), parameters, allow_unused=True)
-    missing = [name for name, grad in zip(names, grads, strict=True) if grad is None]
-    assert not missing, f"no gradient reached {missing[:3]}"
-    return torch.cat([grad.flatten().double() for grad in grads if grad is not None])
+    reached: list[Tensor] = []
+    for name, grad in zip(names, cast(Sequence[Tensor | None], grads), strict=True):
+        assert grad is not None, f"no gradient reached {name}"
+        reached.append(grad.flatten().double())
+    return torch.cat(reached)
 
 
 def tolerance(family: str) -> float:
@@ -122,8 +125,9 @@ def test_temperature_divides_the_scaled_and_capped_logits(family: str) -> None:
 
 
 def test_a_head_that_is_no_plain_projection_uses_the_models_own_logits() -> None:
-    policy = make_policy("llama")
-    policy.model.config.logit_scale = 2.0  # announces a scale that this model's forward does not apply
+    model = make_model("llama")
+    model.config.logit_scale = 2.0  # announces a scale that this model's forward does not apply
+    policy = Policy(model, no_tokenizer(), lora=LoraSection(rank=2))
     engine = LogprobEngine(policy)
     assert any("output head" in notice for notice in engine.notices)
     groups = random_groups(2, vocabulary=VOCABULARY, seed=6)
@@ -160,6 +164,32 @@ def test_reference_is_the_policy_before_training(lora: bool) -> None:
     torch.testing.assert_close(reference_T, before_T, atol=1e-10, rtol=0)
     after_T = engine.score(pack(groups)).logp_T
     assert (after_T - before_T).abs().max() > 1e-3
+
+
+def test_plain_calls_while_prompts_are_shared_say_what_to_do() -> None:
+    policy = make_policy("llama")
+    engine = LogprobEngine(policy)
+    with pytest.raises(RuntimeError, match=r"Policy\.as_loaded"):
+        policy.model(torch.tensor([[1, 2, 3]]))
+    batch = pack(random_groups(2, vocabulary=VOCABULARY))
+    torch.testing.assert_close(LogprobEngine(policy, "repeat").score(batch).logp_T, engine.score(batch).logp_T)
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_rotary_embeddings_that_depend_on_the_row_are_not_shared(kind: str) -> None:
+    """One long group would turn the positions of every short group in its row."""
+    policy = make_policy("llama")
+    policy.model.config.rope_parameters["rope_type"] = kind
+    assert LogprobEngine(policy).method == "repeat"
+
+
+def test_bfloat16_autocast_still_shares_prompts() -> None:
+    """A check that demands float32 rounding of bfloat16 arithmetic would send every such run the slow way."""
+    policy = Policy(make_model("gpt2", dtype=torch.float32), no_tokenizer(), lora=LoraSection(rank=2))
+    engine = LogprobEngine(policy, autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16))
+    assert engine.method == "shared", engine.notices
+    batch = pack(random_groups(2, vocabulary=VOCABULARY))
+    assert (engine.score(batch).logp_T - LogprobEngine(policy).score(batch).logp_T).abs().max() < 0.5
 
 
 def test_dropout_is_off_even_in_training_mode() -> None:

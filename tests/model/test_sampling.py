@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from groupwise.batch import pack
 from groupwise.groups import Completion, Group
+from groupwise.model import sampling
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.policy import Policy
 from groupwise.model.sampling import sample_completions
@@ -23,10 +24,16 @@ def draw(policy: Policy, prompts: list[tuple[int, ...]] = PROMPTS, **options: ob
     return sample_completions(policy, prompts, **(settings | options))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_sampling_logprobs_are_the_engines(family: str) -> None:
-    """Invariant 4, with an adapter at work; absolute positions and windows included."""
-    policy = make_policy(family)
+def test_sampling_logprobs_are_the_engines(family: str, checkpointing: bool) -> None:
+    """Invariant 4, with an adapter at work; absolute positions and windows included.
+
+    Layers that are marked for recomputation drop the cache, and every token after the first is drawn blind.
+    """
+    if checkpointing and family not in ("gpt2", "llama", "gemma2", "opt"):
+        pytest.skip("one family of each kind is enough")
+    policy = make_policy(family, checkpointing=checkpointing)
     engine = LogprobEngine(policy)
     drawn = draw(policy)
     groups = [
@@ -67,18 +74,24 @@ def test_frequencies_are_the_models_probabilities() -> None:
     counts = torch.zeros(VOCABULARY, dtype=torch.float64)
     for completion in draw(policy, PROMPTS[:1], n=n, max_new_tokens=1, temperature=1.5, rows_at_once=n)[0]:
         counts[completion.token_ids[0]] += 1
-    with torch.no_grad(), policy.own_attention():
+    with torch.no_grad(), policy.as_loaded():
         logits = policy.model(torch.tensor([PROMPTS[0]])).logits[0, -1].double()
     p = (logits / 1.5).softmax(-1)
     deviation = (counts - n * p).abs() / (n * p * (1 - p)).sqrt()
     assert deviation[n * p > 20].max() < 6.2
 
 
+def test_a_number_just_below_one_never_draws_an_impossible_token() -> None:
+    logits = torch.tensor([[0.0, 1.0, float("-inf")]])
+    token, logp = sampling._draw(logits, torch.tensor([1 - 2**-40], dtype=torch.float64), 1.0)  # pyright: ignore
+    assert token.item() == 1 and torch.isfinite(logp).all()
+
+
 def test_temperature_zero_is_greedy() -> None:
     policy = make_policy("qwen2")
     (greedy,) = draw(policy, PROMPTS[:1], n=1, temperature=0.0)
     ids = list(PROMPTS[0])
-    with torch.no_grad(), policy.own_attention():
+    with torch.no_grad(), policy.as_loaded():
         for token in greedy[0].token_ids:
             assert token == policy.model(torch.tensor([ids])).logits[0, -1].argmax().item()
             ids.append(token)

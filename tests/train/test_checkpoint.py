@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from groupwise.train import checkpoint as checkpoints
 from groupwise.train.checkpoint import Position, delete_old, load_checkpoint, newest_complete, save_checkpoint
 from groupwise.train.optimizer import make_optimizer
 
+OptimizerName = Literal["adamw", "rmsprop"]
 
-def trained(optimizer_name: str) -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
+
+def trained(optimizer_name: OptimizerName) -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
     torch.manual_seed(0)
     parameters = {"b.weight": nn.Parameter(torch.randn(3, 2)), "a.weight": nn.Parameter(torch.randn(4))}
     optimizer = make_optimizer(OptimizerSection(name=optimizer_name, learning_rate=0.1), parameters.values())
@@ -30,11 +33,11 @@ def advance(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimize
 
 
 def at(step: int) -> Position:
-    return Position(step=step, offsets={"metrics": 7}, tokens=11, seconds=1.5)
+    return Position(step=step, identity={"base model": "x"}, offsets={"metrics": 7}, tokens=11, seconds=1.5)
 
 
 @pytest.mark.parametrize("name", ["adamw", "rmsprop"])
-def test_the_next_step_after_loading_has_the_same_bytes(tmp_path: Path, name: str) -> None:
+def test_the_next_step_after_loading_has_the_same_bytes(tmp_path: Path, name: OptimizerName) -> None:
     parameters, optimizer = trained(name)
     saved = save_checkpoint(tmp_path, at(3), parameters=parameters, optimizer=optimizer)
     advance(parameters, optimizer)
@@ -47,8 +50,11 @@ def test_the_next_step_after_loading_has_the_same_bytes(tmp_path: Path, name: st
 
 def test_every_global_generator_continues(tmp_path: Path) -> None:
     parameters, optimizer = trained("adamw")
-    random.seed(5), np.random.seed(5), torch.manual_seed(5)
-    random.gauss(0, 1), np.random.standard_normal()  # both keep half of a pair for the next call
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    for draw_one in (random.gauss, np.random.normal):
+        draw_one(0, 1)  # both keep half of a pair for the next call
     saved = save_checkpoint(tmp_path, at(1), parameters=parameters, optimizer=optimizer)
 
     def draw() -> tuple[float, ...]:
@@ -91,6 +97,15 @@ def test_a_save_that_is_cut_short_leaves_no_checkpoint(tmp_path: Path, monkeypat
     assert newest_complete(tmp_path) == (good, [])
     delete_old(tmp_path, keep=3)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+def test_damaged_checkpoints_do_not_count_as_kept(tmp_path: Path) -> None:
+    parameters, optimizer = trained("adamw")
+    for step in (100, 300):
+        save_checkpoint(tmp_path, at(step), parameters=parameters, optimizer=optimizer)
+    (tmp_path / "step-000300" / "weights.safetensors").write_bytes(b"")
+    delete_old(tmp_path, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000100"]
 
 
 def test_old_checkpoints_go_and_the_newest_stay(tmp_path: Path) -> None:

@@ -145,8 +145,12 @@ def test_totals_count_the_whole_step() -> None:
 
 
 def test_schedules_end_where_they_should() -> None:
-    for schedule, middle in (("linear", 0.5), ("cosine", 0.5), ("constant", 1.0)):
-        section = OptimizerSection(learning_rate=2.0, warmup_steps=10, schedule=schedule)
+    sections = [
+        (OptimizerSection(learning_rate=2.0, warmup_steps=10, schedule="constant"), 2.0, 2.0),
+        (OptimizerSection(learning_rate=2.0, warmup_steps=10, schedule="linear"), 1.0, 0.0),
+        (OptimizerSection(learning_rate=2.0, warmup_steps=10, schedule="cosine"), 1.0, 0.0),
+    ]
+    for section, middle, end in sections:
         assert learning_rate(section, 9, 110) == pytest.approx(2.0 * 10 / 11)
-        assert learning_rate(section, 60, 110) == pytest.approx(2.0 * middle)
-        assert learning_rate(section, 110, 110) == pytest.approx(2.0 if schedule == "constant" else 0.0)
+        assert learning_rate(section, 60, 110) == pytest.approx(middle)
+        assert learning_rate(section, 110, 110) == pytest.approx(end)
