@@ -34,11 +34,11 @@ Figures = dict[str, Figure]
 LABELS = {
     "rewards/accuracies": "pairs ranked right",
     "rewards/margins": "reward margin",
-    "logps/chosen": "log p(chosen), nats",
-    "logps/rejected": "log p(rejected), nats",
+    "logps/chosen": "log p(chosen)",
+    "logps/rejected": "log p(rejected)",
     "score/mean": "score of samples",
     "score/positive_rate": "positive samples",
-    "kl/sequence": "KL to reference, nats",
+    "kl/sequence": "KL to reference",
     "completions/mean_length": "tokens per sample",
     "completions/clipped_ratio": "samples cut",
 }
@@ -192,7 +192,8 @@ def before_and_after(
 
 def print_figures(before: Figures, after: Figures, *, console: Console) -> None:
     """The table of figures before and after."""
-    console.print(before_after_table(before, after, LABELS))
+    labels = {name: label for name, label in LABELS.items() if name in before}
+    console.print(before_after_table(before, after, labels))
 
 
 def stored_figures(folder: RunFolder) -> tuple[Figures, Figures]:

@@ -60,6 +60,7 @@ def prepare(config: DpoConfig, runtime: Runtime) -> Prepared:
         heldout = heldout[: data.heldout_groups]
     else:
         groups, heldout = hold_out(groups, data.heldout_groups, seed=config.run.seed)
+    _check_positions(policy, [*groups, *heldout], config)
     engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast)
     notes = [f"{part}: {line}" for part, report in reports.items() for line in report.lines()]
     notes += engine.notices
@@ -71,6 +72,30 @@ def prepare(config: DpoConfig, runtime: Runtime) -> Prepared:
     if leaked := overlapping_prompts(groups, heldout):
         notes.append(f"warning: {len(leaked)} held-out prompts are trained on, for example {leaked[0]}")
     return Prepared(engine, encoder, groups, heldout, reports, score, notes)
+
+
+def _check_positions(policy: Policy, groups: Sequence[Group], config: DpoConfig) -> None:
+    """Refuse texts that are longer than the model has positions, in training or in sampling."""
+    positions = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        return
+    longest = max(groups, key=_longest_text)
+    if _longest_text(longest) > positions:
+        raise UserError(
+            f"{longest.key}: prompt and completion have {_longest_text(longest)} tokens, the model has {positions} "
+            f"positions; lower data.max_prompt_tokens (now {config.data.max_prompt_tokens}) or "
+            f"data.max_completion_tokens (now {config.data.max_completion_tokens})"
+        )
+    prompt = max(len(group.prompt_ids) for group in groups)
+    if prompt + config.sampling.max_new_tokens > positions:
+        raise UserError(
+            f"sampling.max_new_tokens: {config.sampling.max_new_tokens} after a prompt of {prompt} tokens is more than "
+            f"the model's {positions} positions; lower it, or data.max_prompt_tokens"
+        )
+
+
+def _longest_text(group: Group) -> int:
+    return len(group.prompt_ids) + max(len(completion.token_ids) for completion in group.completions)
 
 
 def hold_out(groups: Sequence[Group], most: int, *, seed: int) -> tuple[list[Group], list[Group]]:

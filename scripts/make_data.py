@@ -153,18 +153,18 @@ class ReviewWriter:
     def sentence(self, sign: int, subject: Subject | None = None) -> str:
         """One sentence without its full stop; with `subject`, only what follows that subject."""
         form = self.rng.random()
-        if form < 0.10:
+        if form < 0.06:
             return f"{self.clause(-sign, subject)}, but {self.clause(sign)}"
-        if form < 0.14:
+        if form < 0.09:
             return f"{self.clause(sign, subject)}, {self.rng.choice(('although', 'even though'))} {self.clause(-sign)}"
-        if form < 0.17:
+        if form < 0.11:
             return f"{self.clause(sign, subject)} despite {self.some_fault(-sign)}"
-        if form < 0.20:
+        if form < 0.13:
             contrast = self.rng.choice(("Still", "However", "Nevertheless"))
             return f"{self.clause(-sign, subject)}. {contrast}, {self.clause(sign)}"
-        if form < 0.34:
+        if form < 0.27:
             return f"{self.clause(sign, subject)} and {self.clause(sign)}"
-        if form < 0.40 and subject is None:
+        if form < 0.30 and subject is None:
             return f"although {self.clause(-sign)}, {self.clause(sign)}"
         return self.clause(sign, subject)
 
@@ -186,7 +186,7 @@ class ReviewWriter:
         be = self.be(subject)
         has = self.verb(("have", "has", "had"), subject)
         tail = rng.choice(REVIEWER_TAILS)
-        form = rng.randrange(18)
+        form = rng.randrange(24)
         if form > 13 or form < 4:
             return f"{be} {rng.choice(ADVERBS)}{self.adjective(sign)}{tail}"
         if form < 7:
@@ -213,7 +213,7 @@ class ReviewWriter:
     def verdict(self, sign: int) -> str:
         """What the reviewer did with the film."""
         rng = self.rng
-        if rng.random() < 0.4:
+        if rng.random() < 0.2:
             denied = rng.choice(("did not", "could not", "would not", "never"))
             verb = self.verdict_verb(-sign)
             form = verb[2] if denied == "never" else verb[0]
@@ -223,7 +223,7 @@ class ReviewWriter:
     def noun_phrase(self, sign: int) -> str:
         """What the film is, after "it"."""
         be = "is" if self.present else "was"
-        form = self.rng.randrange(4)
+        form = self.rng.randrange(8)
         if form == 0:
             return f"{be} {self.rng.choice(('not', 'hardly', 'by no means', 'anything but'))} a {self.noun(-sign)}"
         if form == 1:

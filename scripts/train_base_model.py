@@ -45,14 +45,14 @@ class Document:
 class Recipe:
     """What the training run was: everything that the weights depend on, beside the grammars."""
 
-    steps: int = 2200
+    steps: int = 2000
     rows_per_step: int = 32
     learning_rate: float = 4e-3
     warmup_steps: int = 100
     weight_decay: float = 0.05
     prompt_weight: float = 0.1  # weight of a prompt token in the loss; what a prompt says next is mostly chance
-    review_share: float = 0.25  # documents that are reviews, drills aside
-    drill_early: float = 0.5  # documents that are bare sums at the start; none after 60 % of the run
+    review_share: float = 0.35  # documents that are reviews, drills aside
+    drill_early: float = 0.45  # documents that are bare sums at the start; none after 60 % of the run
     worked_early: float = 0.95  # word problems that come with worked steps in the first part of the run
     worked_late: float = 0.38  # and in its last part; between the two the share falls in a line
     vocabulary: int = 1536

@@ -9,7 +9,9 @@ from groupwise.groups import Completion, Group, completion_tokens, forward_token
 
 ids = st.lists(st.integers(0, 50), min_size=1, max_size=8).map(tuple)
 scores = st.sampled_from([0.0, 0.5, 1.0])
-completion = st.builds(lambda token_ids, score: Completion(token_ids=token_ids, finished=True, score=score), ids, scores)
+completion = st.builds(
+    lambda token_ids, score: Completion(token_ids=token_ids, finished=True, score=score), ids, scores
+)
 group = st.builds(
     lambda prompt, completions: Group(key="x:1", prompt_ids=prompt, completions=tuple(completions)),
     ids,

@@ -267,7 +267,7 @@ def _fuse_gelu(model: nn.Module) -> None:
 def _checkpoint_layers(model: PreTrainedModel) -> list[nn.Module]:
     """Recompute layers in the backward pass; only the layers themselves are in training mode, nothing inside them."""
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers: list[nn.Module] = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     _set_training(layers, True)
     return layers
 

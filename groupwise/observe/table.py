@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -28,11 +29,17 @@ def before_after_table(before: Mapping[str, Figure], after: Mapping[str, Figure]
     missing = [name for name in labels if name not in before or name not in after]
     if missing:
         raise ValueError(f"no figure before and after for: {', '.join(missing)}")
-    table = Table(caption=f"[ ]: 95 % interval.  {MARK}: the two intervals do not overlap.", caption_justify="left")
-    table.add_column("")
+    # Narrow enough for a terminal of 80 columns: labels must not be broken up.
+    table = Table(
+        caption=f"[ ]: 95 % interval.  {MARK}: the two intervals do not overlap.",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("", no_wrap=True)
     for heading in ("before", "after", "change"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("")
     table.add_column("n", justify="right", no_wrap=True)
     for name, label in labels.items():
         table.add_row(*_row(label, before[name], after[name]))
@@ -52,8 +59,7 @@ def _row(label: str, before: Figure, after: Figure) -> list[Text]:
         Text(label),
         _with_interval(before, decimals),
         _with_interval(after, decimals),
-        Text(f"{after.value - before.value:+.{decimals}f}", style="bold" if marked else ""),
-        Text(MARK if marked else "", style="bold"),
+        Text(f"{after.value - before.value:+.{decimals}f}{MARK if marked else ' '}", style="bold" if marked else ""),
         Text(counts, style="dim"),
     ]
 
@@ -67,4 +73,4 @@ def _decimals(figure: Figure) -> int:
     """Enough decimals for two digits of the interval's half width; of a width of 0, for three of the value."""
     half = (figure.high - figure.low) / 2
     scale, digits = (half, 2) if half > 0 else (abs(figure.value), 3)
-    return 2 if scale == 0 else min(6, max(0, digits - 1 - math.floor(math.log10(scale))))
+    return 2 if scale == 0 else min(3, max(0, digits - 1 - math.floor(math.log10(scale))))

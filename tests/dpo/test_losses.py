@@ -38,7 +38,9 @@ def test_gradient_is_that_of_section_4_and_not_of_appendix_a4(chosen: float, rej
     weight = 1 / (1 + math.exp(beta * (chosen - rejected)))  # sigma(r_rejected - r_chosen)
     assert grad.tolist() == pytest.approx([-beta * weight, beta * weight], rel=1e-9)
     step = 1e-5
-    difference = (loss_of(chosen + step, rejected, beta=beta) - loss_of(chosen - step, rejected, beta=beta)) / (2 * step)
+    difference = (loss_of(chosen + step, rejected, beta=beta) - loss_of(chosen - step, rejected, beta=beta)) / (
+        2 * step
+    )
     assert grad[0].item() == pytest.approx(difference, rel=1e-4, abs=1e-9)
 
 
@@ -57,8 +59,10 @@ def test_conservative_dpo_is_stationary_at_the_log_odds(smoothing: float) -> Non
     (grad,) = torch.autograd.grad(dpo_loss(logratio, PAIR, beta=beta, label_smoothing=smoothing).sum(), logratio)
     assert grad.tolist() == pytest.approx([0.0, 0.0], abs=1e-12)
     nearby = loss_of(optimum + 1, 0.0, beta=beta, label_smoothing=smoothing)
-    assert loss_of(optimum, 0.0, beta=beta, label_smoothing=smoothing) < nearby < loss_of(
-        optimum + 2, 0.0, beta=beta, label_smoothing=smoothing
+    assert (
+        loss_of(optimum, 0.0, beta=beta, label_smoothing=smoothing)
+        < nearby
+        < loss_of(optimum + 2, 0.0, beta=beta, label_smoothing=smoothing)
     )
 
 

@@ -81,7 +81,9 @@ def test_a_run_leaves_everything_a_person_needs(command: Command, tmp_path: Path
     assert (run / "learning_curve.png").stat().st_size > 10_000
 
 
-def test_the_adapter_loads_with_peft_and_is_the_trained_policy(command: Command, tmp_path: Path, tiny_model: Path) -> None:
+def test_the_adapter_loads_with_peft_and_is_the_trained_policy(
+    command: Command, tmp_path: Path, tiny_model: Path
+) -> None:
     train_dpo.main(command())
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     tuned = peft.PeftModel.from_pretrained(base, str(tmp_path / "runs" / "run" / "adapter"))
@@ -125,7 +127,9 @@ def test_a_stopped_and_continued_run_has_the_same_bytes(
     assert (continued / "transcripts.jsonl").read_bytes() == (straight / "transcripts.jsonl").read_bytes()
 
 
-def test_a_finished_run_is_shown_and_not_touched(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_shown_and_not_touched(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train_dpo.main(command())
     before = digests(tmp_path / "runs" / "run" / "adapter")
     capsys.readouterr()
@@ -163,7 +167,9 @@ def test_another_base_model_or_other_data_never_continue_a_run(
     assert (run / "summary.json").read_text() == summary
 
 
-def test_eval_reproduces_the_figures_of_the_run(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_reproduces_the_figures_of_the_run(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train_dpo.main(command())
     file = tmp_path / "runs" / "run" / "summary.json"
     first = json.loads(file.read_text())
@@ -194,7 +200,9 @@ def test_the_reference_cache_is_used_again_and_only_where_it_belongs(
     assert "computed and kept" in capsys.readouterr().out
     train_dpo.main(command("--run.name", "other-rate", "--optimizer.learning_rate", "1e-3", "--loss.beta", "0.3"))
     assert "computed" not in capsys.readouterr().out
-    train_dpo.main(command("--run.name", "other-limit", "--data.max_completion_tokens", "20", "--data.too_long", "cut_completion"))
+    train_dpo.main(
+        command("--run.name", "other-limit", "--data.max_completion_tokens", "20", "--data.too_long", "cut_completion")
+    )
     assert "computed and kept" in capsys.readouterr().out
 
 
@@ -230,6 +238,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     "all prompts too long": (lambda _: ["--data.max_prompt_tokens", "1"], ["max_prompt_tokens"]),
     "unknown score": (lambda _: ["--eval.score", "review_sentimnt"], ["eval.score", "did you mean review_sentiment"]),
     "unknown layer": (lambda _: ["--lora.target_modules", "[q_proj]"], ["lora.target_modules", "c_attn"]),
+    "longer than the model": (lambda _: ["--sampling.max_new_tokens", "127"], ["sampling.max_new_tokens", "128"]),
     "mistyped loss name": (lambda _: ["--optimizer.name", "adam"], ["optimizer.name", "adamw"]),
 }  # fmt: skip
 

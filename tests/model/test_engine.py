@@ -26,9 +26,7 @@ def make_policy(family: str, *, lora: bool = True, checkpointing: bool = False) 
     dtype = torch.float32 if family == "gpt_oss" else torch.float64
     targets: str | tuple[str, ...] = ("in_proj", "x_proj") if family == "mamba" else "all-linear"
     section = LoraSection(rank=4, alpha=8, target_modules=targets) if lora else None
-    policy = Policy(
-        make_model(family, dtype=dtype), no_tokenizer(), lora=section, gradient_checkpointing=checkpointing
-    )
+    policy = Policy(make_model(family, dtype=dtype), no_tokenizer(), lora=section, gradient_checkpointing=checkpointing)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():  # a fresh adapter changes nothing, so its gradient would test only half of it
         for p in policy.trainable().values() if lora else []:
