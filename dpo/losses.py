@@ -16,6 +16,7 @@ def dpo_loss(logratio_R: Tensor, pairs_K2: Tensor, *, beta: float, label_smoothi
     (conservative DPO, Mitchell's note of 2023): the cross-entropy against that soft label, whose minimum lies at
     beta * (difference of log-ratios) = log((1 - e) / e).
 
+    >>> import torch
     >>> dpo_loss(torch.zeros(2), torch.tensor([[0, 1]]), beta=0.1)    # policy == reference
     tensor([0.6931])
     """
@@ -26,6 +27,7 @@ def dpo_loss(logratio_R: Tensor, pairs_K2: Tensor, *, beta: float, label_smoothi
 def implicit_rewards(logratio_R: Tensor, *, beta: float) -> Tensor:
     """Reward that a policy implies, [R], up to a constant per prompt: Eq. 5 without its partition function.
 
+    >>> import torch
     >>> implicit_rewards(torch.tensor([2.0, -1.0]), beta=0.5)
     tensor([ 1.0000, -0.5000])
     """

@@ -84,6 +84,7 @@ class GroupBatch:
 def pack(groups: Sequence[Group]) -> GroupBatch:
     """Lay groups out as one packed row.
 
+    >>> from groupwise.groups import Completion
     >>> a, b = (Completion(token_ids=ids, finished=True, score=s) for ids, s in [((5, 6, 0), 1.0), ((7, 0), 0.0)])
     >>> batch = pack([Group(key="x:1", prompt_ids=(3, 4), completions=(a, b))])
     >>> batch.input_ids_S.tolist(), batch.position_S.tolist()
@@ -148,6 +149,7 @@ def split_by_tokens(groups: Sequence[Group], max_tokens: int) -> list[list[Group
     A group is never cut: one that is longer than `max_tokens` makes a micro-batch of its own. The result of a step
     does not depend on the cut (losses are sums), only memory does.
 
+    >>> from groupwise.groups import Completion
     >>> completion = Completion(token_ids=(5, 0), finished=True, score=1.0)
     >>> groups = [Group(key=f"x:{i}", prompt_ids=(1, 2), completions=(completion,)) for i in range(5)]
     >>> [len(part) for part in split_by_tokens(groups, max_tokens=6)]

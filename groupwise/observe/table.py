@@ -52,7 +52,7 @@ def separated(before: Figure, after: Figure) -> bool:
 
 
 def _row(label: str, before: Figure, after: Figure) -> list[Text]:
-    decimals = max(_decimals(before), _decimals(after))
+    decimals = min(_decimals(before), _decimals(after))
     marked = separated(before, after)
     counts = str(before.n) if before.n == after.n else f"{before.n} / {after.n}"
     return [
@@ -70,7 +70,8 @@ def _with_interval(figure: Figure, decimals: int) -> Text:
 
 
 def _decimals(figure: Figure) -> int:
-    """Enough decimals for two digits of the interval's half width; of a width of 0, for three of the value."""
+    """Decimals for two digits of the interval's half width (of a width of 0: three of the value), few enough to fit."""
     half = (figure.high - figure.low) / 2
     scale, digits = (half, 2) if half > 0 else (abs(figure.value), 3)
-    return 2 if scale == 0 else min(3, max(0, digits - 1 - math.floor(math.log10(scale))))
+    most = 1 if max(abs(figure.low), abs(figure.high)) >= 10 else 3
+    return min(2, most) if scale == 0 else min(most, max(0, digits - 1 - math.floor(math.log10(scale))))
