@@ -6,7 +6,6 @@ Legend: T completion tokens, R completions, K pairs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -112,27 +111,25 @@ def train(config: DpoConfig, *, console: Console | None = None) -> RunFolder:
     the user can mend, before anything is written.
     """
     console = console or Console()
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     folder = RunFolder(Path(config.run.folder) / config.run.name)
     state, notes = folder.state(config, resume=config.run.resume)
     for note in notes:
-        say(note)
+        _say(console, note)
     if state == "finished":
-        say(f"{folder.path} is finished; a new run needs another --run.name")
+        _say(console, f"{folder.path} is finished; a new run needs another --run.name")
         print_figures(*stored_figures(folder), console=console)
         return folder
     runtime = Runtime(mixed_precision=config.run.mixed_precision, trackers=config.run.trackers, folder=folder.path)
     if not runtime.is_main:
         console = Console(quiet=True)
-        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     prepared = prepare(config, runtime)
     if runtime.is_main:
         folder.create(config)
     runtime.wait()
     for line in prepared.notes:
-        say(line)
+        _say(console, line)
     result = _learn(config, prepared, runtime=runtime, folder=folder, console=console)
-    if result is not None and runtime.is_main:
+    if runtime.is_main:
         _finish(config, prepared, result, folder=folder, console=console)
     runtime.close()
     return folder
@@ -140,17 +137,22 @@ def train(config: DpoConfig, *, console: Console | None = None) -> RunFolder:
 
 def _learn(
     config: DpoConfig, prepared: Prepared, *, runtime: Runtime, folder: RunFolder, console: Console
-) -> FitResult | None:
-    """Reference pass and training; None when the run was stopped before its end."""
+) -> FitResult:
+    """Reference pass and training."""
     engine, run = prepared.engine, config.run
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    base_model = engine.policy.base_fingerprint()  # reads all weights, so once
     parts: list[list[Group]] = []
     for name, groups in (("train", prepared.train), ("heldout", prepared.heldout)):
         scored, found = cached_reference(
-            engine, groups, CACHE, tokens_per_forward=run.tokens_per_forward, precision=run.mixed_precision
+            engine,
+            groups,
+            CACHE,
+            base_model=base_model,
+            tokens_per_forward=run.tokens_per_forward,
+            precision=run.mixed_precision,
         )
         where = "read from" if found else "computed and kept in"
-        say(f"{name}: reference log-probs {where} {CACHE}")
+        _say(console, f"{name}: reference log-probs {where} {CACHE}")
         parts.append(scored)
     trained, heldout = parts
     _check_start(engine, trained[:8])
@@ -158,7 +160,7 @@ def _learn(
     source = EpochSource(trained, groups_per_step=run.groups_per_step, epochs=config.epochs, seed=run.seed)
     held_out = HeldOut(heldout, beta=config.loss.beta, tokens_per_forward=run.tokens_per_forward)
     runtime.start_trackers("dpo", {"config": str(folder.config)})
-    result = fit(
+    return fit(
         DpoObjective(config.loss.beta, config.loss.label_smoothing),
         source,
         engine=engine,
@@ -171,11 +173,15 @@ def _learn(
         evaluate=lambda step: held_out_metrics(engine, held_out),
         evaluate_every=config.eval.every,
         identity={
-            "base model": engine.policy.base_fingerprint(),
+            "base model": base_model,
             "training data": fingerprint(trained, scores=True),
         },
     )
-    return result if result.steps == source.total_steps else None
+
+
+def _say(console: Console, line: str) -> None:
+    """A line as it is: no markup, no colours, and no breaks that a file or a search would stumble over."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_start(engine: LogprobEngine, groups: Sequence[Group]) -> None:
@@ -215,6 +221,5 @@ def _finish(config: DpoConfig, prepared: Prepared, result: FitResult, *, folder:
         },
     )
     print_figures(before, after, console=console)
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     for line in (f"adapter: {folder.adapter}", f"summary: {folder.summary}", f"learning curve: {folder.curve}"):
-        say(line)
+        _say(console, line)

@@ -98,7 +98,7 @@ class LogprobEngine:
     def _repeated_states(self, batch: GroupBatch) -> Tensor:
         """The same, every completion behind its own copy of the prompt, through the model's own attention."""
         states: list[Tensor] = []
-        with self.policy.as_loaded():
+        with self.policy.own_attention():
             for span in batch.spans:
                 prompt_ids = batch.input_ids_S[span.start : span.start + span.prompt]
                 start = span.start + span.prompt
@@ -137,7 +137,7 @@ class LogprobEngine:
         try:
             self.policy.use_attention(IMPLEMENTATION)
             shared_T = self._score(batch, "shared", 1.0).logp_T
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             return f"{type(error).__name__}: {error}".splitlines()[0]
         gap = (shared_T - oracle_T).abs().max().item()
         allowed = self.rounding * max(1.0, oracle_T.abs().max().item())

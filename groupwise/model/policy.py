@@ -102,10 +102,6 @@ class Policy:
     def device(self) -> torch.device:
         return self.model.device
 
-    @property
-    def trains_adapter(self) -> bool:
-        return self._peft is not None
-
     @contextlib.contextmanager
     def reference(self) -> Generator[None, None, None]:
         """Inside, the active network is the frozen reference; may be nested."""
@@ -135,22 +131,30 @@ class Policy:
                 model.set_attn_implementation(implementation)
 
     @contextlib.contextmanager
+    def own_attention(self) -> Generator[None, None, None]:
+        """Inside, the networks run with the attention they were loaded with."""
+        before = self.attention
+        if before == self._own_attention:
+            yield
+            return
+        self.use_attention(self._own_attention)
+        try:
+            yield
+        finally:
+            self.use_attention(before)
+
+    @contextlib.contextmanager
     def as_loaded(self) -> Generator[None, None, None]:
         """Inside, the networks run as any Transformers code expects: their own attention, nothing recomputed.
 
         Layers that are marked for recomputation would ignore a key-value cache.
         """
-        before = self.attention
-        switched = before != self._own_attention
-        if switched:
-            self.use_attention(self._own_attention)
-        _set_training(self._recomputed, False)
-        try:
-            yield
-        finally:
-            _set_training(self._recomputed, True)
-            if switched:
-                self.use_attention(before)
+        with self.own_attention():
+            _set_training(self._recomputed, False)
+            try:
+                yield
+            finally:
+                _set_training(self._recomputed, True)
 
     def output_head(self) -> OutputHead | None:
         """The active network's output head, or None where its own logits must be used."""

@@ -18,13 +18,20 @@ from groupwise.model.engine import LogprobEngine, reference_logprobs, with_refer
 
 
 def cached_reference(
-    engine: LogprobEngine, groups: Sequence[Group], folder: Path, *, tokens_per_forward: int, precision: str = "no"
+    engine: LogprobEngine,
+    groups: Sequence[Group],
+    folder: Path,
+    *,
+    base_model: str,
+    tokens_per_forward: int,
+    precision: str = "no",
 ) -> tuple[list[Group], bool]:
     """The groups with their reference log-probs, and whether these were found on disk.
 
-    A damaged entry is computed again. `precision` names the autocast mode that forward passes run in.
+    A damaged entry is computed again. `base_model` is the policy's `base_fingerprint`; `precision` names the autocast
+    mode that forward passes run in.
     """
-    file = folder / f"reference-{_key(engine, groups, precision)}.safetensors"
+    file = folder / f"reference-{_key(engine, groups, base_model, precision)}.safetensors"
     lengths = [len(completion.token_ids) for group in groups for completion in group.completions]
     try:
         stored_T = load_file(file)["reference_logp_T"]
@@ -41,6 +48,6 @@ def cached_reference(
     return scored, False
 
 
-def _key(engine: LogprobEngine, groups: Sequence[Group], precision: str) -> str:
-    parts = (engine.policy.base_fingerprint(), fingerprint(groups, scores=False), precision, engine.policy.device.type)
+def _key(engine: LogprobEngine, groups: Sequence[Group], base_model: str, precision: str) -> str:
+    parts = (base_model, fingerprint(groups, scores=False), precision, engine.policy.device.type)
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]

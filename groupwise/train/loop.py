@@ -101,19 +101,16 @@ def fit(
     evaluate: Callable[[int], Mapping[str, float]],
     evaluate_every: int,
     identity: Mapping[str, str],
-    stop_after: int | None = None,
 ) -> FitResult:
     """Train from the newest complete checkpoint, or from the start, to the source's last step.
 
     `evaluate(step)` returns held-out figures, logged under `eval/`; it runs every `evaluate_every` steps (0: never) and
     at the end, and must not draw from global generators. `identity` holds hashes of base model and data: a checkpoint
-    that was made with others is refused with a UserError. `stop_after` ends the process's work early at that step, with
-    a checkpoint, as an interruption would.
+    that was made with others is refused with a UserError.
     """
     parameters = engine.policy.trainable()
     optimizer = make_optimizer(optimizer_section, parameters.values())
     total = source.total_steps
-    last = total if stop_after is None else min(stop_after, total)
     decode: Callable[[Sequence[int]], str] = lambda ids: str(engine.policy.tokenizer.decode(list(ids)))  # noqa: E731
     with MetricsFile(folder.metrics) as metrics, TranscriptsFile(folder.transcripts, decode) as transcripts, progress:
         position = _resume(folder.checkpoints, parameters, optimizer, identity, progress)
@@ -121,7 +118,7 @@ def fit(
         transcripts.truncate(position.offsets.get("transcripts", 0))
         tokens, seconds = position.tokens, position.seconds
         progress.start(total, position.step, title)
-        for step in range(position.step, last):
+        for step in range(position.step, total):
             started = time.perf_counter()
             groups = source.groups(step)
             rate = learning_rate(optimizer_section, step, total)
@@ -148,7 +145,7 @@ def fit(
                     metrics.append(done, values)
                     runtime.track(values, done)
                 progress.step(done, values)
-                if done == last or (run.checkpoint_every and done % run.checkpoint_every == 0):
+                if done == total or (run.checkpoint_every and done % run.checkpoint_every == 0):
                     metrics.sync()
                     transcripts.sync()
                     offsets = {"metrics": metrics.offset, "transcripts": transcripts.offset}
@@ -156,7 +153,7 @@ def fit(
                     save_checkpoint(folder.checkpoints, position, parameters=parameters, optimizer=optimizer)
                     delete_old(folder.checkpoints, run.keep_checkpoints)
             runtime.wait()
-    return FitResult(steps=last, tokens=tokens, seconds=seconds)
+    return FitResult(steps=total, tokens=tokens, seconds=seconds)
 
 
 def _resume(

@@ -52,6 +52,20 @@ def gradient(engine: LogprobEngine, groups: list[Group], tokens_per_forward: int
     return flat, sums.means()
 
 
+def take_step(
+    engine: LogprobEngine, optimizer: torch.optim.Optimizer, groups: list[Group], *, tokens_per_forward: int
+) -> None:
+    optimizer_step(
+        DpoObjective(0.1),
+        groups,
+        engine=engine,
+        optimizer=optimizer,
+        runtime=RUNTIME,
+        tokens_per_forward=tokens_per_forward,
+        max_grad_norm=None,
+    )
+
+
 def test_step_zero_is_known(engine: LogprobEngine) -> None:
     _, metrics = gradient(engine, prepared(engine), 10_000)
     assert metrics["loss"] == pytest.approx(math.log(2), abs=1e-9)
@@ -106,15 +120,7 @@ def test_a_step_that_is_not_finite_names_its_groups_and_moves_nothing(engine: Lo
     before = {name: p.detach().clone() for name, p in parameters.items()}
     optimizer = make_optimizer(OptimizerSection(learning_rate=0.1), parameters.values())
     with pytest.raises(NonFiniteStep, match="random:1"):
-        optimizer_step(
-            DpoObjective(0.1),
-            groups,
-            engine=engine,
-            optimizer=optimizer,
-            runtime=RUNTIME,
-            tokens_per_forward=1,
-            max_grad_norm=1.0,
-        )
+        take_step(engine, optimizer, groups, tokens_per_forward=1)
     assert all(torch.equal(p, before[name]) for name, p in parameters.items())
 
 
@@ -124,15 +130,7 @@ def test_base_weights_are_never_written(engine: LogprobEngine) -> None:
     fingerprint = engine.policy.base_fingerprint()
     optimizer = make_optimizer(OptimizerSection(learning_rate=0.05), engine.policy.trainable().values())
     for _ in range(3):
-        optimizer_step(
-            DpoObjective(0.1),
-            groups,
-            engine=engine,
-            optimizer=optimizer,
-            runtime=RUNTIME,
-            tokens_per_forward=100,
-            max_grad_norm=None,
-        )
+        take_step(engine, optimizer, groups, tokens_per_forward=100)
     assert engine.policy.base_fingerprint() == fingerprint
 
 
