@@ -264,18 +264,10 @@ class _Bad(ValueError):
 
 
 def _value(row: Row, path: str) -> object:
-    """The value at a column, or at a dotted path into objects and lists ("answers.0.text")."""
-    if path in row.values:
-        return row.values[path]
-    value: object = row.values
-    for part in path.split("."):
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and part.isdecimal() and int(part) < len(cast(list[object], value)):
-            value = cast(list[object], value)[int(part)]
-        else:
-            raise _Bad(f"{path} is missing; add it")
-    return value
+    try:
+        return row.at(path)
+    except LookupError:
+        raise _Bad(f"{path} is missing; add it") from None
 
 
 def _values(row: Row, name: str, columns: Mapping[str, str | list[str]]) -> list[tuple[str, object]]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from dpo.config import DpoConfig
-from dpo.eval import HeldOut, as_json, before_and_after, held_out_metrics, print_figures, stored_figures
+from dpo.eval import LABELS, HeldOut, before_and_after, held_out_metrics
 from dpo.losses import dpo_loss, implicit_rewards
 from dpo.prepare import Prepared, prepare
 from groupwise.batch import GroupBatch
@@ -23,11 +23,12 @@ from groupwise.model.reference_cache import cached_reference
 from groupwise.observe.figure import Panel, learning_curve
 from groupwise.observe.metrics import MetricSums
 from groupwise.observe.progress import make_progress
+from groupwise.observe.summary import as_json, print_figures, stored_figures
 from groupwise.observe.versions import versions
 from groupwise.train.loop import EpochSource, FitResult, fit
 from groupwise.train.objective import StepTotals
+from groupwise.train.run import Run, open_run
 from groupwise.train.run_folder import RunFolder, write_json
-from groupwise.train.runtime import Runtime
 
 CACHE = Path("data/processed")
 PAIR_METRICS = (
@@ -111,35 +112,23 @@ def train(config: DpoConfig, *, console: Console | None = None) -> RunFolder:
     the user can mend, before anything is written.
     """
     console = console or Console()
-    folder = RunFolder(Path(config.run.folder) / config.run.name)
-    state, notes = folder.state(config, resume=config.run.resume)
-    for note in notes:
-        _say(console, note)
-    if state == "finished":
-        _say(console, f"{folder.path} is finished; a new run needs another --run.name")
-        print_figures(*stored_figures(folder), console=console)
+    folder = RunFolder.of(config.run)
+    run = open_run(config, config.run, folder, console)
+    if run is None:
+        print_figures(*stored_figures(folder), LABELS, console=console)
         return folder
-    runtime = Runtime(mixed_precision=config.run.mixed_precision, trackers=config.run.trackers, folder=folder.path)
-    if not runtime.is_main:
-        console = Console(quiet=True)
-    prepared = prepare(config, runtime)
-    if runtime.is_main:
-        folder.create(config)
-    runtime.wait()
-    for line in prepared.notes:
-        _say(console, line)
-    result = _learn(config, prepared, runtime=runtime, folder=folder, console=console)
-    if runtime.is_main:
-        _finish(config, prepared, result, folder=folder, console=console)
-    runtime.close()
+    prepared = prepare(config, run.runtime)
+    run.begin(config, prepared.notes)
+    result = _learn(config, prepared, run)
+    if run.runtime.is_main:
+        _finish(config, prepared, result, run)
+    run.runtime.close()
     return folder
 
 
-def _learn(
-    config: DpoConfig, prepared: Prepared, *, runtime: Runtime, folder: RunFolder, console: Console
-) -> FitResult:
+def _learn(config: DpoConfig, prepared: Prepared, run: Run) -> FitResult:
     """Reference pass and training."""
-    engine, run = prepared.engine, config.run
+    engine, section = prepared.engine, config.run
     base_model = engine.policy.base_fingerprint()  # reads all weights, so once
     parts: list[list[Group]] = []
     for name, groups in (("train", prepared.train), ("heldout", prepared.heldout)):
@@ -148,27 +137,27 @@ def _learn(
             groups,
             CACHE,
             base_model=base_model,
-            tokens_per_forward=run.tokens_per_forward,
-            precision=run.mixed_precision,
+            tokens_per_forward=section.tokens_per_forward,
+            precision=section.mixed_precision,
         )
         where = "read from" if found else "computed and kept in"
-        _say(console, f"{name}: reference log-probs {where} {CACHE}")
+        run.say(f"{name}: reference log-probs {where} {CACHE}")
         parts.append(scored)
     trained, heldout = parts
     _check_start(engine, trained[:8])
     _check_start(engine, heldout[:8])
-    source = EpochSource(trained, groups_per_step=run.groups_per_step, epochs=config.epochs, seed=run.seed)
-    held_out = HeldOut(heldout, beta=config.loss.beta, tokens_per_forward=run.tokens_per_forward)
-    runtime.start_trackers("dpo", {"config": str(folder.config)})
+    source = EpochSource(trained, groups_per_step=section.groups_per_step, epochs=config.epochs, seed=section.seed)
+    held_out = HeldOut(heldout, beta=config.loss.beta, tokens_per_forward=section.tokens_per_forward)
+    run.runtime.start_trackers("dpo", {"config": str(run.folder.config)})
     return fit(
         DpoObjective(config.loss.beta, config.loss.label_smoothing),
         source,
         engine=engine,
         optimizer_section=config.optimizer,
-        run=run,
-        runtime=runtime,
-        folder=folder,
-        progress=make_progress(console, headline=HEADLINE),
+        run=section,
+        runtime=run.runtime,
+        folder=run.folder,
+        progress=make_progress(run.console, headline=HEADLINE),
         title=f"DPO of {config.model.path}",
         evaluate=lambda step: held_out_metrics(engine, held_out),
         evaluate_every=config.eval.every,
@@ -177,11 +166,6 @@ def _learn(
             "training data": fingerprint(trained, scores=True),
         },
     )
-
-
-def _say(console: Console, line: str) -> None:
-    """A line as it is: no markup, no colours, and no breaks that a file or a search would stumble over."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_start(engine: LogprobEngine, groups: Sequence[Group]) -> None:
@@ -194,8 +178,9 @@ def _check_start(engine: LogprobEngine, groups: Sequence[Group]) -> None:
         )
 
 
-def _finish(config: DpoConfig, prepared: Prepared, result: FitResult, *, folder: RunFolder, console: Console) -> None:
+def _finish(config: DpoConfig, prepared: Prepared, result: FitResult, run: Run) -> None:
     """Adapter, held-out figures before and after, summary and learning curve."""
+    folder = run.folder
     prepared.engine.policy.save(folder.adapter)
     learning_curve(folder.metrics, folder.curve, panels=PANELS, title=f"DPO: {folder.path.name}")
     before, after = before_and_after(
@@ -220,6 +205,6 @@ def _finish(config: DpoConfig, prepared: Prepared, result: FitResult, *, folder:
             "versions": versions(),
         },
     )
-    print_figures(before, after, console=console)
+    print_figures(before, after, LABELS, console=run.console)
     for line in (f"adapter: {folder.adapter}", f"summary: {folder.summary}", f"learning curve: {folder.curve}"):
-        _say(console, line)
+        run.say(line)

@@ -7,7 +7,7 @@ Legend: R completions, K pairs.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,15 +21,13 @@ from groupwise.config import load_config
 from groupwise.data.text import TextEncoder
 from groupwise.errors import UserError, exit_with_user_errors
 from groupwise.groups import Group, ordered_pairs
-from groupwise.model.engine import LogprobEngine, reference_logprobs
-from groupwise.model.sampling import sample_completions
-from groupwise.observe.statistics import Figure, mean_interval, proportion_interval
-from groupwise.observe.table import before_after_table
+from groupwise.model.engine import LogprobEngine, reference_logprobs, sequence_logratios
+from groupwise.model.sampling import SamplingParams, sample_completions
+from groupwise.observe.statistics import mean_interval, share_interval
+from groupwise.observe.summary import Figures, as_json, print_figures
 from groupwise.rewards.load import Score
 from groupwise.train.run_folder import RunFolder, write_json, write_text
 from groupwise.train.runtime import Runtime
-
-Figures = dict[str, Figure]
 
 LABELS = {
     "rewards/accuracies": "pairs ranked right",
@@ -93,7 +91,7 @@ def pair_figures(engine: LogprobEngine, held_out: HeldOut) -> Figures:
             per_group["logps/rejected"].append(_mean([logps[r] for r in rejected]))
             start += len(group.completions)
     return {
-        name: _share(values) if name == "rewards/accuracies" else mean_interval(values)
+        name: share_interval(values) if name == "rewards/accuracies" else mean_interval(values)
         for name, values in per_group.items()
     }
 
@@ -115,17 +113,15 @@ def draw_samples(
     """Fresh completions of the groups' prompts from the active network, the same random numbers at every call."""
     n = config.eval.samples_per_prompt
     drawn = sample_completions(
-        engine.policy,
+        engine,
         [group.prompt_ids for group in groups],
         n=n,
-        temperature=config.sampling.temperature,
-        max_new_tokens=config.sampling.max_new_tokens,
+        params=SamplingParams.of(config.sampling),
         end_ids=encoder.stop_ids,
         seed=config.run.seed,
-        autocast=engine.autocast,
     )
     sampled = [group.replace_completions(completions) for group, completions in zip(groups, drawn, strict=True)]
-    logratios = _logratios(engine, sampled, config.run.tokens_per_forward)
+    logratios = sequence_logratios(engine, sampled, tokens_per_forward=config.run.tokens_per_forward)
     decode: Callable[[Sequence[int]], str] = lambda ids: str(  # noqa: E731
         engine.policy.tokenizer.decode(list(ids), skip_special_tokens=True)
     )
@@ -155,10 +151,12 @@ def sample_figures(samples: Sequence[Sample], samples_per_prompt: int) -> Figure
     scores = [sample.score for sample in samples if sample.score is not None]
     if scores:
         figures["score/mean"] = mean_interval(per_prompt(scores))
-        figures["score/positive_rate"] = _share(per_prompt([float(score > 0) for score in scores]))
+        figures["score/positive_rate"] = share_interval(per_prompt([float(score > 0) for score in scores]))
     figures["kl/sequence"] = mean_interval(per_prompt([sample.logratio for sample in samples]))
     figures["completions/mean_length"] = mean_interval(per_prompt([float(sample.tokens) for sample in samples]))
-    figures["completions/clipped_ratio"] = _share(per_prompt([float(not sample.finished) for sample in samples]))
+    figures["completions/clipped_ratio"] = share_interval(
+        per_prompt([float(not sample.finished) for sample in samples])
+    )
     return figures
 
 
@@ -190,25 +188,6 @@ def before_and_after(
     return before, after
 
 
-def print_figures(before: Figures, after: Figures, *, console: Console) -> None:
-    """The table of figures before and after."""
-    labels = {name: label for name, label in LABELS.items() if name in before}
-    console.print(before_after_table(before, after, labels))
-
-
-def stored_figures(folder: RunFolder) -> tuple[Figures, Figures]:
-    """The figures that a finished run has in its summary."""
-    summary: Mapping[str, Mapping[str, Mapping[str, float]]] = json.loads(folder.summary.read_text())
-
-    def figures(part: str) -> Figures:
-        return {
-            name: Figure(value=value["value"], low=value["low"], high=value["high"], n=int(value["n"]))
-            for name, value in summary[part].items()
-        }
-
-    return figures("before"), figures("after")
-
-
 def main(argv: Sequence[str]) -> None:
     """Judge a finished run again: table on the terminal, figures into summary.json, samples into samples.jsonl."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -228,34 +207,12 @@ def main(argv: Sequence[str]) -> None:
     )
     summary |= {"before": as_json(before), "after": as_json(after)}
     write_json(folder.summary, summary)
-    print_figures(before, after, console=Console())
+    print_figures(before, after, LABELS, console=Console())
     print(f"samples side by side: {folder.path / 'samples.jsonl'}")
-
-
-def as_json(figures: Figures) -> dict[str, dict[str, float]]:
-    """Figures as summary.json holds them."""
-    return {name: figure.as_dict() for name, figure in figures.items()}
-
-
-def _logratios(engine: LogprobEngine, groups: Sequence[Group], tokens_per_forward: int) -> Iterator[float]:
-    """log pi - log pi_ref of each completion in order, nats, pi being the active network."""
-    for part in split_by_tokens(groups, tokens_per_forward):
-        batch = pack(part).to(engine.policy.device)
-        logp_R = batch.sum_per_completion(engine.score(batch).logp_T)
-        with engine.policy.reference():
-            reference_R = batch.sum_per_completion(engine.score(batch).logp_T)
-        yield from (logp_R - reference_R).tolist()
 
 
 def _distinct_prompts(groups: Sequence[Group]) -> list[Group]:
     return list({group.prompt_ids: group for group in reversed(groups)}.values())[::-1]
-
-
-def _share(values: Sequence[float]) -> Figure:
-    """Interval of a share: Wilson's where every outcome is yes or no, that of a mean where outcomes were averaged."""
-    if set(values) <= {0.0, 1.0}:
-        return proportion_interval(int(sum(values)), len(values))
-    return mean_interval(values)
 
 
 def _mean(values: Sequence[float]) -> float:

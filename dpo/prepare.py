@@ -1,12 +1,9 @@
 """Everything a preference run needs, loaded and checked before anything is written. Knows no loss and no loop."""
 
 import random
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import transformers
 
 from dpo.config import DpoConfig
 from dpo.dataset_utils import DatasetReport, load_preference_groups, overlapping_prompts
@@ -14,7 +11,7 @@ from groupwise.data.text import TextEncoder
 from groupwise.errors import UserError
 from groupwise.groups import Group
 from groupwise.model.engine import LogprobEngine
-from groupwise.model.policy import Policy
+from groupwise.model.policy import Policy, quiet_libraries
 from groupwise.rewards.load import Score, load_score
 from groupwise.train.runtime import Runtime
 
@@ -34,7 +31,7 @@ class Prepared:
 
 def prepare(config: DpoConfig, runtime: Runtime) -> Prepared:
     """Load and check model, data and score; writes nothing. Raises UserError for what the user can mend."""
-    _quiet_libraries()
+    quiet_libraries()
     score = None if config.eval.score is None else load_score(config.eval.score, key="eval.score")
     policy = Policy.load(config.model, config.lora, seed=config.run.seed, device=runtime.device)
     data = config.data
@@ -76,7 +73,7 @@ def prepare(config: DpoConfig, runtime: Runtime) -> Prepared:
 
 def _check_positions(policy: Policy, groups: Sequence[Group], config: DpoConfig) -> None:
     """Refuse texts that are longer than the model has positions, in training or in sampling."""
-    positions = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    positions = policy.positions
     if positions is None:
         return
     longest = max(groups, key=_longest_text)
@@ -121,10 +118,3 @@ def hold_out(groups: Sequence[Group], most: int, *, seed: int) -> tuple[list[Gro
         [group for group in groups if group.prompt_ids not in kept_out],
         [group for group in groups if group.prompt_ids in kept_out],
     )
-
-
-def _quiet_libraries() -> None:
-    """Keep loading bars and notes about the libraries' own future off the terminal; errors are raised all the same."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -39,6 +39,7 @@ class GroupBatch:
     pairs_K2                 (better, worse) completion indices of every strict order within a group
     sampled_logp_T           log-probs at sampling time, nats; None unless every completion has them
     reference_logp_T         log-probs under the reference, nats; None unless every completion has them
+    advantage_T              weight of each token in a policy gradient; None unless every completion has one
     """
 
     input_ids_S: Tensor
@@ -52,6 +53,7 @@ class GroupBatch:
     pairs_K2: Tensor
     sampled_logp_T: Tensor | None
     reference_logp_T: Tensor | None
+    advantage_T: Tensor | None
 
     @property
     def n_completions(self) -> int:
@@ -135,6 +137,7 @@ def pack(groups: Sequence[Group]) -> GroupBatch:
         pairs_K2=torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
         sampled_logp_T=_joined(completion.sampled_logp for completion in completions),
         reference_logp_T=_joined(completion.reference_logp for completion in completions),
+        advantage_T=_joined(completion.advantage for completion in completions),
     )
 
 
@@ -167,11 +170,11 @@ def split_by_tokens(groups: Sequence[Group], max_tokens: int) -> list[list[Group
     return parts
 
 
-def _joined(logps: Iterable[Tensor | None]) -> Tensor | None:
+def _joined(values: Iterable[Tensor | None]) -> Tensor | None:
     """All per-token tensors end to end, or None where any is missing."""
     present: list[Tensor] = []
-    for logp_T in logps:
-        if logp_T is None:
+    for value_T in values:
+        if value_T is None:
             return None
-        present.append(logp_T)
+        present.append(value_T)
     return torch.cat(present)

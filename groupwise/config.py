@@ -743,26 +743,25 @@ def _print_help(
 
 
 @dataclasses.dataclass
-class _HelpTable:
+class KeyTable:
+    """The keys of one section: flag -> (what it means, type and default)."""
+
     title: str
     about: str = ""
     rows: dict[str, tuple[str, str]] = dataclasses.field(default_factory=lambda: {})  # flag -> description, facts
 
 
-def _help_tables(schema: type[Section], default_path: Path, flags: Mapping[str, str]) -> list[_HelpTable]:
-    general = _HelpTable("options")
-    general.rows["--config PATH"] = ("Configuration file, YAML.", f"default {default_path}")
-    general.rows["--print-config"] = ("Print the resolved configuration as YAML and stop.", "")
-    general.rows["--help"] = ("Print this and stop.", "")
-    general.rows.update({f"--{name}": (" ".join(text.split()), "") for name, text in flags.items()})
-    tables: dict[tuple[str, ...], _HelpTable] = {(): _HelpTable("keys outside any section")}
+def key_tables(schema: type[Section]) -> list[KeyTable]:
+    """Every key of a configuration, section by section, as `--help` tells them."""
+    tables: dict[tuple[str, ...], KeyTable] = {(): KeyTable("keys outside any section")}
     for key in _keys(schema):
         if key.field is None:
             continue
         about = " ".join((key.field.description or "").split())
         name = ".".join(key.path).replace("*", "NAME").replace(".#", "[]")
         if key.is_section:
-            tables[key.path] = _HelpTable(name, f"{about}{_how_to_switch(name, key.field)}")
+            about = about or _about(key.field.annotation)
+            tables[key.path] = KeyTable(name, f"{about}{_how_to_switch(name, key.field)}".strip())
             continue
         home = next(key.path[:n] for n in range(len(key.path) - 1, -1, -1) if key.path[:n] in tables)
         flag = name if "#" in key.path else f"--{name}"  # a part of a list has no flag of its own
@@ -770,7 +769,24 @@ def _help_tables(schema: type[Section], default_path: Path, flags: Mapping[str, 
         if flag in tables[home].rows:  # a key of several kinds of one section
             facts = f"{tables[home].rows[flag][1]}; or {facts}"
         tables[home].rows[flag] = (about, facts)
-    return [table for table in (general, *tables.values()) if table.rows]
+    return [table for table in tables.values() if table.rows]
+
+
+def _help_tables(schema: type[Section], default_path: Path, flags: Mapping[str, str]) -> list[KeyTable]:
+    general = KeyTable("options")
+    general.rows["--config PATH"] = ("Configuration file, YAML.", f"default {default_path}")
+    general.rows["--print-config"] = ("Print the resolved configuration as YAML and stop.", "")
+    general.rows["--help"] = ("Print this and stop.", "")
+    general.rows.update({f"--{name}": (" ".join(text.split()), "") for name, text in flags.items()})
+    return [general, *key_tables(schema)]
+
+
+def _about(annotation: Any) -> str:
+    """What the docstring of a section's class says first."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, Section) and kind.__doc__:
+            return " ".join(kind.__doc__.split("\n\n")[0].split())
+    return ""
 
 
 def _how_to_switch(name: str, section: FieldInfo) -> str:
@@ -813,6 +829,6 @@ def _type_name(annotation: Any, limits: str = "") -> str:
         return f"mapping of {_type_name(parts[0])} to {_type_name(parts[1])}"
     if annotation in (int, float):
         return annotation.__name__ + limits
-    names: dict[Any, str] = {bool: "true | false", str: "text", NoneType: "null"}
+    names: dict[Any, str] = {bool: "true | false", str: "text", NoneType: "null", object: "anything"}
     is_section = isinstance(annotation, type) and issubclass(annotation, Section)
     return "section" if is_section else names.get(annotation, str(annotation))

@@ -11,18 +11,21 @@ from typing import Self
 
 from torch import Tensor
 
+PER_TOKEN = ("sampled_logp", "drawn_logp", "reference_logp", "advantage")
+
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Completion:
     """One answer to a prompt, as ids, with what is known of it.
 
-    `finished` says that the end-of-sequence token was written, which then is the last id; a completion that was cut
-    is not finished. `score` is a preference rank or a reward, higher is better. The two log-probs are per token, in
-    nats, [T]: `sampled_logp` under the distribution the tokens were drawn from, `reference_logp` under the frozen
-    reference.
+    `finished` says that it ended by itself: with an end-of-sequence token, which then is the last id, or a stop text; a
+    completion that was cut is not finished. `score` is a preference rank or a reward, higher is better. Log-probs are
+    per token, in nats, [T]: `sampled_logp` under the policy that wrote it, at the sampling temperature; `drawn_logp`
+    the same where some tokens could not be drawn (top-k and the like), so that the others share their probability;
+    `reference_logp` under the frozen reference. `advantage` is what a policy gradient weighs each token by, [T].
 
     >>> Completion(token_ids=(5, 7, 0), finished=True, score=1.0)
-    Completion(token_ids=(5, 7, 0), finished=True, score=1.0, sampled_logp=None, reference_logp=None)
+    Completion(token_ids=(5, 7, 0), finished=True, score=1.0, sampled_logp=None, drawn_logp=None, reference_logp=None, advantage=None)
     >>> Completion(token_ids=(), finished=False, score=1.0)
     Traceback (most recent call last):
     ValueError: a completion needs at least one token
@@ -32,15 +35,19 @@ class Completion:
     finished: bool
     score: float
     sampled_logp: Tensor | None = None
+    drawn_logp: Tensor | None = None
     reference_logp: Tensor | None = None
+    advantage: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.token_ids:
             raise ValueError("a completion needs at least one token")
-        for name in ("sampled_logp", "reference_logp"):
-            logp_T: Tensor | None = getattr(self, name)
-            if logp_T is not None and tuple(logp_T.shape) != (len(self.token_ids),):
-                raise ValueError(f"{name} has shape {tuple(logp_T.shape)}, the completion {len(self.token_ids)} tokens")
+        for name in PER_TOKEN:
+            value_T: Tensor | None = getattr(self, name)
+            if value_T is not None and tuple(value_T.shape) != (len(self.token_ids),):
+                raise ValueError(
+                    f"{name} has shape {tuple(value_T.shape)}, the completion {len(self.token_ids)} tokens"
+                )
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

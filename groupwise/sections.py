@@ -57,12 +57,42 @@ class OptimizerSection(Section):
 
 
 class SamplingSection(Section):
-    """How completions are drawn."""
+    """How completions are drawn; the order is temperature, top-k, top-p, min-p."""
 
     temperature: float = Field(default=1.0, gt=0, description="divides the logits")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="fewest likeliest tokens that sum to this; 1: all")
+    top_k: int | None = Field(default=None, ge=1, description="only the k likeliest tokens; null: all")
+    min_p: float = Field(default=0.0, ge=0, lt=1, description="only tokens this many times as likely as the likeliest")
     max_new_tokens: int = Field(
         default=128, ge=1, description="a completion longer than this is cut and counts as unfinished"
     )
+    stop: tuple[str, ...] = Field(default=(), description="texts that end a completion, besides the end tokens")
+    rows_at_once: int = Field(
+        default=512, ge=1, description="completions decoded together; memory only, never the result but for rounding"
+    )
+
+
+class RewardSection(Section):
+    """One reward of several; a completion's score is the weighted sum."""
+
+    name: str = Field(description="a built-in such as numeric_answer, or path/to/file.py:function")
+    weight: float = Field(default=1.0, description="times the reward's score; 0: shown, but not part of the sum")
+    options: dict[str, object] = Field(default={}, description="the reward's own settings, handed over by name")
+
+
+class ScoringSection(Section):
+    """How rewards are run, and what happens when one fails."""
+
+    workers: int = Field(default=1, ge=1, description="processes that score side by side; each loads its own rewards")
+    time_limit: float = Field(
+        default=10.0, gt=0, description="s; a reward that takes longer for one group is killed with its children"
+    )
+    load_limit: float = Field(default=300.0, gt=0, description="s; for a process to start, and to load one reward")
+    on_fault: Literal["skip", "zero", "fail"] = Field(
+        default="skip",
+        description="skip: leave the completion out; zero: the reward counts 0; fail: skip, then stop the run",
+    )
+    fail_after: int = Field(default=0, ge=0, description="fail: completions without a valid score that are let pass")
 
 
 class RunSection(Section):

@@ -31,6 +31,24 @@ class Row:
     key: str
     values: dict[str, object]
 
+    def at(self, path: str) -> object:
+        """The value at a column, or at a dotted path into objects and lists ("answers.0.text"); LookupError if none.
+
+        >>> Row("x:1", {"answers": [{"text": "18"}]}).at("answers.0.text")
+        '18'
+        """
+        if path in self.values:
+            return self.values[path]
+        value: object = self.values
+        for part in path.split("."):
+            if isinstance(value, dict) and part in value:
+                value = value[part]
+            elif isinstance(value, list) and part.isdecimal() and int(part) < len(cast(list[object], value)):
+                value = cast(list[object], value)[int(part)]
+            else:
+                raise LookupError(path)
+        return value
+
 
 def read_rows(source: str, *, split: str | None = None, limit: int | None = None) -> list[Row]:
     """The rows of a .jsonl, .jsonl.gz, .json (list of objects), .csv or .parquet file, or of a hub data set.

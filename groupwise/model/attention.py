@@ -2,7 +2,8 @@
 
 Key k is visible to query q when both are of one group, k is not later than q, and k is in the prompt or in q's own
 completion. Registered as the attention implementation "groupwise" through Transformers' `AttentionInterface`; the
-layout arrives as the extra forward keyword `row_layout`. Knows nothing about losses, log-probs or LoRA.
+layout arrives as the extra forward keyword `row_layout`. Another `Layout` (decoding.py) takes part in the same way.
+Knows nothing about losses, log-probs or LoRA.
 
 Groups of similar size are computed together: their prompts as one padded block, then their completions as another,
 whose queries see [prompt keys, own keys]. Padding exists inside these calls only.
@@ -13,7 +14,7 @@ prompt of a block, L longest fed completion of a block.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,24 @@ IMPLEMENTATION = "groupwise"
 
 # One attention call costs about as much as this many query-key scores, so blocks this small are worth merging.
 _CALL_COST = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How one layer attends: scale of the scores, window in tokens, soft cap of the scores, sink logits per head."""
+
+    scaling: float
+    window: int | None
+    softcap: float | None
+    sinks: Tensor | None
+
+
+class Layout(Protocol):
+    """What decides which keys a query of the row sees."""
+
+    def attend(self, module: nn.Module, query_S: Tensor, key_S: Tensor, value_S: Tensor, rules: Rules) -> Tensor:
+        """Attention output [S, H, D] of one layer, for query [S, H, D] and key, value [S, H or fewer, D]."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +70,18 @@ class RowLayout:
         self.blocks = [_build_block(part, self.device) for part in _similar(spans)]
         self.windows: set[int | None] = set()  # sliding windows that layers asked for, for the check at load
 
+    def attend(self, module: nn.Module, query_S: Tensor, key_S: Tensor, value_S: Tensor, rules: Rules) -> Tensor:
+        """Attention of the whole packed row, [S, H, D]."""
+        self.windows.add(rules.window)
+        outputs: list[Tensor] = []
+        rows: list[Tensor] = []
+        for block in self.blocks:
+            outputs.extend(_attend_block(block, query_S, key_S, value_S, rules))
+            rows.extend((block.prompt_rows, block.completion_rows))
+        order = torch.cat(rows)
+        joined = torch.cat(outputs)
+        return torch.zeros_like(joined).index_copy(0, order, joined)
+
 
 def shared_prompt_attention(
     module: nn.Module,
@@ -59,7 +90,7 @@ def shared_prompt_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    row_layout: RowLayout | None = None,
+    row_layout: Layout | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -76,29 +107,13 @@ def shared_prompt_attention(
         raise RuntimeError("the row's layout did not reach attention; plain calls go through Policy.as_loaded()")
     if position_bias is not None:
         raise NotImplementedError("attention with a learned position bias cannot share prompts")
-    row_layout.windows.add(sliding_window)
-    rules = _Rules(scaling if scaling is not None else query.shape[-1] ** -0.5, sliding_window, softcap, s_aux)
+    rules = Rules(scaling if scaling is not None else query.shape[-1] ** -0.5, sliding_window, softcap, s_aux)
     query_S, key_S, value_S = (states[0].transpose(0, 1) for states in (query, key, value))  # [S, H, D]
-    outputs: list[Tensor] = []
-    rows: list[Tensor] = []
-    for block in row_layout.blocks:
-        outputs.extend(_attend_block(block, query_S, key_S, value_S, rules))
-        rows.extend((block.prompt_rows, block.completion_rows))
-    order = torch.cat(rows)
-    joined = torch.cat(outputs)
-    return torch.zeros_like(joined).index_copy(0, order, joined).unsqueeze(0), None
-
-
-@dataclass(frozen=True, slots=True)
-class _Rules:
-    scaling: float
-    window: int | None
-    softcap: float | None
-    sinks: Tensor | None
+    return row_layout.attend(module, query_S, key_S, value_S, rules).unsqueeze(0), None
 
 
 def _attend_block(
-    block: _Block, query_S: Tensor, key_S: Tensor, value_S: Tensor, rules: _Rules
+    block: _Block, query_S: Tensor, key_S: Tensor, value_S: Tensor, rules: Rules
 ) -> tuple[Tensor, Tensor]:
     """Outputs of the block's prompt tokens and of its completion tokens, each [tokens, H, D] in row order."""
     B, P, N, L = block.shape
@@ -126,7 +141,7 @@ def _padded(states_S: Tensor, rows: Tensor, slots: Tensor, batch: int, length: i
     return picked.view(batch, length, *picked.shape[1:]).transpose(1, 2)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rules: _Rules) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rules: Rules) -> Tensor:
     """Attention of padded blocks, [batch, H, length, D]; a missing mask means plain causal order."""
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:

@@ -9,8 +9,8 @@ Legend: S tokens in the row, T completion tokens, D hidden width, V vocabulary.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -164,6 +164,17 @@ def reference_logprobs(
 
 
 @torch.no_grad()
+def sequence_logratios(engine: LogprobEngine, groups: Sequence[Group], *, tokens_per_forward: int) -> Iterator[float]:
+    """log pi(y|x) - log pi_ref(y|x) of each completion in order, nats; pi is the active network, at temperature 1."""
+    for part in split_by_tokens(groups, tokens_per_forward):
+        batch = pack(part).to(engine.policy.device)
+        logp_R = batch.sum_per_completion(engine.score(batch).logp_T)
+        with engine.policy.reference():
+            reference_R = batch.sum_per_completion(engine.score(batch).logp_T)
+        yield from (logp_R - reference_R).tolist()
+
+
+@torch.no_grad()
 def starting_gap(engine: LogprobEngine, groups: Sequence[Group]) -> tuple[float, float]:
     """Largest difference, in nats, between a token's log-prob under the policy and its `reference_logp`, and what
     rounding allows. Before the first step policy and reference are the same function, so the first must not exceed
@@ -183,16 +194,7 @@ def with_reference(groups: Sequence[Group], logps: Sequence[Tensor]) -> list[Gro
     remaining = iter(logps)
     return [
         group.replace_completions(
-            [
-                Completion(
-                    token_ids=completion.token_ids,
-                    finished=completion.finished,
-                    score=completion.score,
-                    sampled_logp=completion.sampled_logp,
-                    reference_logp=next(remaining).clone(),
-                )
-                for completion in group.completions
-            ]
+            [replace(completion, reference_logp=next(remaining).clone()) for completion in group.completions]
         )
         for group in groups
     ]

@@ -9,12 +9,15 @@ import contextlib
 import copy
 import hashlib
 import json
+import warnings
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -117,6 +120,11 @@ class Policy:
                 self._in_reference = False
 
     @property
+    def positions(self) -> int | None:
+        """Longest text the model takes, in tokens; None where its positions do not end."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
     def attention(self) -> str:
         """Name of the attention implementation in use."""
         return str(self.model.config._attn_implementation)  # pyright: ignore[reportPrivateUsage]
@@ -149,12 +157,38 @@ class Policy:
 
         Layers that are marked for recomputation would ignore a key-value cache.
         """
-        with self.own_attention():
-            _set_training(self._recomputed, False)
-            try:
-                yield
-            finally:
-                _set_training(self._recomputed, True)
+        with self.own_attention(), self.without_recomputation():
+            yield
+
+    @contextlib.contextmanager
+    def without_recomputation(self) -> Generator[None, None, None]:
+        """Inside, gradient checkpointing is off."""
+        _set_training(self._recomputed, False)
+        try:
+            yield
+        finally:
+            _set_training(self._recomputed, True)
+
+    @contextlib.contextmanager
+    def folded(self) -> Generator[None, None, None]:
+        """Inside, the active network runs without the adapter's side paths: faster where no gradient is needed.
+
+        Each adapted layer is replaced by a plain one that holds a new weight, the sum of base and update; base weights
+        are never written. In half precision a sum would round small updates away, so there nothing is replaced.
+        """
+        places = [
+            (parent, name, layer)
+            for parent in self.model.modules()
+            for name, layer in parent.named_children()
+            if isinstance(layer, LoraLayer) and _can_be_folded(layer)
+        ]
+        try:
+            for parent, name, layer in places:
+                setattr(parent, name, _folded_layer(layer, with_update=not self._in_reference))
+            yield
+        finally:
+            for parent, name, layer in places:
+                setattr(parent, name, layer)
 
     def output_head(self) -> OutputHead | None:
         """The active network's output head, or None where its own logits must be used."""
@@ -206,6 +240,13 @@ class Policy:
             raise UserError(f"{folder}: cannot be loaded into this model: {_first_line(error)}") from error
 
 
+def quiet_libraries() -> None:
+    """Keep loading bars and notes about the libraries' own future off the terminal; errors are raised all the same."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
 def _add_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> PeftModel:
     """Freeze the model and inject a fresh adapter, whose random half depends on the seed alone."""
     modules = lora.target_modules
@@ -228,6 +269,23 @@ def _add_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> PeftMo
             raise UserError(
                 f"lora.target_modules: {_first_line(error)} Linear layers here: {', '.join(linear)}."
             ) from error
+
+
+def _can_be_folded(layer: LoraLayer) -> bool:
+    base = layer.get_base_layer()
+    return _is_linear(base) and base.weight.dtype in (torch.float32, torch.float64)
+
+
+@torch.no_grad()
+def _folded_layer(layer: LoraLayer, *, with_update: bool) -> nn.Module:
+    """The layer without side path: its base, or a copy of the base with another weight."""
+    base = layer.get_base_layer()
+    if not with_update:
+        return base
+    plain = copy.copy(base)
+    weight = base.weight + cast(Any, layer).get_delta_weight("default")
+    plain._parameters = {**base._parameters, "weight": nn.Parameter(weight, requires_grad=False)}  # pyright: ignore
+    return plain
 
 
 def _without_adapter(model: nn.Module) -> list[str] | None:

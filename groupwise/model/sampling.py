@@ -1,212 +1,241 @@
 """Prompts to completions, drawn from the active network of a policy, with the log-probs they were drawn with.
 
-Prompts of one length decode together, so nothing is padded and every family sees the positions it was trained on; a
-prompt is prefilled once for all its completions; finished completions leave the batch. Each prompt has random numbers
-of its own, so its completions do not depend on which others are decoded beside it. The model's own generation settings
-(top-k and the like) are never applied. Knows nothing about rewards, groups' scores or training.
+All prompts decode together, whatever their lengths; a prompt is prefilled once for all its completions; finished
+completions leave the batch. Every completion has random numbers of its own, one per token, so what is drawn does not
+depend on which others are decoded beside it, but for rounding: sums over another batch may differ in their last bit,
+and a random number that falls on such a bit draws another token (in float32 about once in a million tokens).
+The model's own generation settings (top-k and the like) are never applied. Knows nothing about rewards or training.
 
-Legend: V vocabulary, A completions still being written.
+Legend: V vocabulary, A completions still being written, R completions of the batch, B tokens of a block.
 """
 
-import inspect
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from groupwise.groups import Completion
-from groupwise.model.policy import Policy
+from groupwise.model.decoding import Steps, steps_for
+from groupwise.model.engine import LogprobEngine
+from groupwise.sections import SamplingSection
+
+_BLOCK = 256  # entries of the cumulative sum that are looked at closely
 
 
-@dataclass(slots=True)
-class _Draft:
-    """A completion being written."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are drawn. The order is temperature, then top-k, then top-p, then min-p.
 
-    uniforms: Tensor  # [max_new_tokens], one number per token to come
-    token_ids: list[int]
-    logp: list[float]
-    finished: bool = False
+    temperature      divides the logits; 0 takes the likeliest token
+    top_k            only the k likeliest tokens; None: all
+    top_p            only the fewest likeliest tokens whose probabilities sum to this; 1: all
+    min_p            only tokens at least this many times as likely as the likeliest; 0: all
+    max_new_tokens   a completion that is longer is cut, and is not finished
+    stop             a completion that contains one of these texts ends with the token that completed it
+    rows_at_once     completions decoded together; memory only
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    max_new_tokens: int = 128
+    stop: tuple[str, ...] = ()
+    rows_at_once: int = 512
+
+    @classmethod
+    def of(cls, section: SamplingSection) -> "SamplingParams":
+        """As configured."""
+        return cls(**section.model_dump())
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens can never be drawn."""
+        return self.temperature > 0 and (self.top_k is not None or self.top_p < 1 or self.min_p > 0)
 
 
 @torch.no_grad()
 def sample_completions(
-    policy: Policy,
+    engine: LogprobEngine,
     prompts: Sequence[Sequence[int]],
     *,
     n: int,
-    temperature: float,
-    max_new_tokens: int,
+    params: SamplingParams,
     end_ids: Iterable[int],
     seed: int,
-    rows_at_once: int = 256,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    streams: Sequence[int] | None = None,
+    most_new_tokens: Sequence[int] | None = None,
 ) -> list[list[Completion]]:
     """Draw `n` completions of every prompt; `completions[i][j]` is the j-th answer to prompt i, score 0.
 
-    A completion ends with the first of `end_ids`, or is cut after `max_new_tokens`.
-    At temperature 0 the likeliest token is taken (the log-probs are then those at temperature 1). `sampled_logp` is
-    under the distribution drawn from. `rows_at_once` bounds the completions decoded together; memory only.
+    A completion ends with the first of `end_ids`, with a stop text, or is cut after `params.max_new_tokens`, or after
+    `most_new_tokens[i]` where that is fewer. `sampled_logp` is under the whole distribution at the temperature (1 for
+    temperature 0), which is what the engine computes; `drawn_logp` is under the distribution drawn from, and only there
+    where tokens were cut off. `streams[i]` numbers the random stream of prompt i (default: its place): the same
+    seed and number give the same completions.
     """
-    ends = sorted(set(end_ids))
     drafts = [
-        [_Draft(uniforms, [], []) for uniforms in _uniforms(seed, index, n, max_new_tokens)]
-        for index in range(len(prompts))
+        _Drafts(
+            _uniforms(seed, stream, n, params.max_new_tokens),
+            params.max_new_tokens if most_new_tokens is None else min(most_new_tokens[index], params.max_new_tokens),
+        )
+        for index, stream in enumerate(streams if streams is not None else range(len(prompts)))
     ]
-    for batch in _same_length(prompts, max(1, rows_at_once // n)):
-        with policy.as_loaded():
-            _decode(
-                policy,
-                [prompts[i] for i in batch],
-                [drafts[i] for i in batch],
-                temperature,
-                max_new_tokens,
-                ends,
-                autocast,
+    ends = torch.tensor(sorted(set(end_ids)), device=engine.policy.device)
+    shared = engine.method == "shared"
+    with engine.policy.without_recomputation() if shared else engine.policy.as_loaded(), engine.policy.folded():
+        for batch in _batches(prompts, max(1, params.rows_at_once // n), mixed_lengths=shared):
+            steps = steps_for(engine, [prompts[i] for i in batch], n)
+            _decode(engine, steps, [drafts[i] for i in batch], params, ends)
+    return [own.completions() for own in drafts]
+
+
+class _Drafts:
+    """The completions of one prompt while they are written."""
+
+    def __init__(self, uniforms: Tensor, limit: int) -> None:
+        self.uniforms = uniforms  # [n, max_new_tokens]
+        self.limit = limit
+        self.token_ids: Tensor  # [n, tokens]; filled in when decoding has ended
+        self.logp: Tensor
+        self.drawn_logp: Tensor | None
+        self.length: list[int]
+        self.finished: list[bool]
+
+    def completions(self) -> list[Completion]:
+        ids: list[list[int]] = self.token_ids.tolist()
+        return [
+            Completion(
+                token_ids=tuple(ids[j][:length]),
+                finished=finished,
+                score=0.0,
+                sampled_logp=self.logp[j, :length].clone(),
+                drawn_logp=None if self.drawn_logp is None else self.drawn_logp[j, :length].clone(),
             )
-    return [[_completion(draft) for draft in own] for own in drafts]
+            for j, (length, finished) in enumerate(zip(self.length, self.finished, strict=True))
+        ]
 
 
 def _decode(
-    policy: Policy,
-    prompts: Sequence[Sequence[int]],
-    drafts: Sequence[Sequence[_Draft]],
-    temperature: float,
-    max_new_tokens: int,
-    ends: Sequence[int],
-    autocast: Callable[[], AbstractContextManager[Any]],
+    engine: LogprobEngine, steps: Steps, drafts: Sequence[_Drafts], params: SamplingParams, ends: Tensor
 ) -> None:
-    """Write the drafts of prompts of one length."""
-    n = len(drafts[0])
-    active = [draft for own in drafts for draft in own]
-    prompt_ids = torch.tensor([list(ids) for ids in prompts], device=policy.device)
-    network = _NextToken(policy, autocast)
-    stepper = (_CachedSteps if _has_cache(policy.active) else _PlainSteps)(network, prompt_ids, n)
-    end_ids = torch.tensor(ends, device=policy.device)
-    logits_AV = stepper.first_logits()
-    for step in range(max_new_tokens):
-        uniform_A = torch.stack([draft.uniforms[step] for draft in active]).to(policy.device)
-        token_A, logp_A = _draw(logits_AV, uniform_A, temperature)
-        ended_A = torch.isin(token_A, end_ids)
-        for draft, token, logp, ended in zip(active, token_A.tolist(), logp_A.tolist(), ended_A.tolist(), strict=True):
-            draft.token_ids.append(token)
-            draft.logp.append(logp)
-            draft.finished = ended
-        kept = (~ended_A).nonzero().squeeze(1)
-        if len(kept) == 0 or step + 1 == max_new_tokens:
-            return
-        active = [active[i] for i in kept.tolist()]
-        logits_AV = stepper.next_logits(token_A, kept)
+    """Write all completions of a batch, token by token."""
+    device = ends.device
+    n = len(drafts[0].uniforms)
+    uniform_RT = torch.cat([own.uniforms for own in drafts]).to(device)
+    limit_R = torch.tensor([own.limit for own in drafts for _ in range(n)], device=device)
+    rows, most = len(limit_R), int(limit_R.max())
+    token_RT = torch.zeros(rows, most, dtype=torch.long, device=device)
+    logits_AV = steps.first_logits()
+    wide = torch.promote_types(logits_AV.dtype, torch.float32)
+    logp_RT = torch.zeros(rows, most, dtype=wide, device=device)
+    drawn_RT = torch.zeros_like(logp_RT) if params.truncates else None
+    length_R = torch.zeros(rows, dtype=torch.long, device=device)
+    finished_R = torch.zeros(rows, dtype=torch.bool, device=device)
+    active = torch.arange(rows, device=device)
+    for step in range(most):
+        token_A, logp_A, drawn_A = _draw(logits_AV, uniform_RT[active, step], params)
+        token_RT[active, step], logp_RT[active, step] = token_A, logp_A
+        if drawn_RT is not None:
+            drawn_RT[active, step] = drawn_A
+        length_R[active] = step + 1
+        ended_A = torch.isin(token_A, ends)
+        if params.stop:
+            ended_A |= _stopped(engine, token_RT[active, : step + 1], params.stop)
+        finished_R[active] = ended_A
+        kept = (~ended_A & (limit_R[active] > step + 1)).nonzero().squeeze(1)
+        if len(kept) == 0:
+            break
+        active = active[kept]
+        logits_AV = steps.next_logits(token_A, kept)
+    for index, own in enumerate(drafts):
+        part = slice(index * n, (index + 1) * n)
+        own.token_ids, own.logp = token_RT[part].cpu(), logp_RT[part].cpu()
+        own.drawn_logp = None if drawn_RT is None else drawn_RT[part].cpu()
+        own.length, own.finished = length_R[part].tolist(), finished_R[part].tolist()
 
 
-def _draw(logits_AV: Tensor, uniform_A: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """One token per row by searching the cumulative distribution for the row's uniform number, and its log-prob."""
+def _draw(logits_AV: Tensor, uniform_A: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
+    """One token per row; its log-prob under the whole distribution, and under the one drawn from."""
     wide = logits_AV.to(torch.promote_types(logits_AV.dtype, torch.float32))
-    logp_AV = (wide / temperature if temperature > 0 else wide).log_softmax(dim=-1)
-    if temperature > 0:
-        cumulative_AV = logp_AV.exp().cumsum(dim=-1)
-        total_A = cumulative_AV[:, -1]
-        # A number just below 1 may round to the total, beyond which there are only impossible tokens.
-        below_A = torch.nextafter(total_A, torch.zeros_like(total_A))
-        threshold_A = torch.minimum(uniform_A.to(cumulative_AV.dtype) * total_A, below_A)
-        token_A1 = torch.searchsorted(cumulative_AV, threshold_A[:, None], right=True)
-    else:
-        token_A1 = logp_AV.argmax(dim=-1, keepdim=True)
-    return token_A1.squeeze(1), logp_AV.gather(1, token_A1).squeeze(1)
+    p_AV = (wide / params.temperature if params.temperature not in (0, 1) else wide).softmax(dim=-1)
+    if params.temperature == 0:
+        token_A = p_AV.argmax(dim=-1)
+        logp_A = _log_p(p_AV, token_A)
+        return token_A, logp_A, torch.zeros_like(logp_A)
+    kept_AV = _truncated(p_AV, params) if params.truncates else p_AV
+    token_A = _search(kept_AV, uniform_A)
+    logp_A = _log_p(p_AV, token_A)
+    drawn_A = logp_A - kept_AV.sum(dim=-1).log() if params.truncates else logp_A
+    return token_A, logp_A, drawn_A
 
 
-class _NextToken:
-    """Logits after the last token of each row, through the head that the engine reads, in the same precision."""
-
-    def __init__(self, policy: Policy, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
-        self._model = policy.active
-        self._head = policy.output_head()
-        self._autocast = autocast
-
-    def __call__(self, input_ids: Tensor, **options: Any) -> tuple[Tensor, Any]:
-        """Logits [A, V], and the key-value cache if one was asked for."""
-        with self._autocast():
-            out = (self._model if self._head is None else self._model.base_model)(input_ids=input_ids, **options)
-        cache = getattr(out, "past_key_values", None)
-        if self._head is None:
-            return out.logits[:, -1], cache
-        return self._head.logits(out.last_hidden_state[:, -1]), cache
+def _log_p(p_AV: Tensor, token_A: Tensor) -> Tensor:
+    return p_AV.gather(1, token_A[:, None]).squeeze(1).log()
 
 
-class _CachedSteps:
-    """Next-token logits with a key-value cache that is prefilled once per prompt."""
-
-    def __init__(self, network: _NextToken, prompt_ids: Tensor, n: int) -> None:
-        self._network = network
-        self._length = prompt_ids.shape[1]
-        logits, self._cache = network(prompt_ids, use_cache=True)
-        self._cache.batch_repeat_interleave(n)
-        self._first = logits.repeat_interleave(n, dim=0)
-
-    def first_logits(self) -> Tensor:
-        return self._first
-
-    def next_logits(self, token_A: Tensor, kept: Tensor) -> Tensor:
-        """Logits after each kept row wrote its token; the other rows leave the cache."""
-        if len(kept) < len(token_A):
-            self._cache.batch_select_indices(kept)
-        position = torch.full((len(kept), 1), self._length, device=token_A.device)
-        self._length += 1
-        logits, self._cache = self._network(
-            token_A[kept, None], position_ids=position, past_key_values=self._cache, use_cache=True
-        )
-        return logits
+def _truncated(p_AV: Tensor, params: SamplingParams) -> Tensor:
+    """The probabilities with those of tokens that must not be drawn set to 0; they no longer sum to 1."""
+    ordered_AV, token_AV = p_AV.sort(dim=-1, descending=True, stable=True)
+    keep_AV = torch.ones_like(ordered_AV, dtype=torch.bool)
+    if params.top_k is not None:
+        keep_AV[:, params.top_k :] = False
+    if params.top_p < 1:
+        left_AV = ordered_AV * keep_AV
+        before_AV = left_AV.cumsum(dim=-1) - left_AV
+        keep_AV &= before_AV < params.top_p * left_AV.sum(dim=-1, keepdim=True)
+    keep_AV &= ordered_AV >= params.min_p * ordered_AV[:, :1]
+    return torch.zeros_like(p_AV).scatter(1, token_AV, ordered_AV * keep_AV)
 
 
-class _PlainSteps:
-    """The same without a cache: the whole text runs again for every token. For families that carry other state."""
+def _search(p_AV: Tensor, uniform_A: Tensor) -> Tensor:
+    """The token at which each row's cumulative sum passes the row's uniform number in [0, 1).
 
-    def __init__(self, network: _NextToken, prompt_ids: Tensor, n: int) -> None:
-        self._network = network
-        self._ids = prompt_ids.repeat_interleave(n, dim=0)
-
-    def first_logits(self) -> Tensor:
-        return self._network(self._ids, use_cache=False)[0]
-
-    def next_logits(self, token_A: Tensor, kept: Tensor) -> Tensor:
-        self._ids = torch.cat([self._ids[kept], token_A[kept, None]], dim=1)
-        return self.first_logits()
-
-
-def _has_cache(model: PreTrainedModel) -> bool:
-    """Whether every layer keeps keys and values and nothing else."""
-    config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None) or ["full_attention"]
-    takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
-    plain = set(kinds) <= {"full_attention", "sliding_attention"}
-    return takes_cache and plain and not model._is_stateful  # pyright: ignore[reportPrivateUsage]
+    Sums of blocks come first and only the block that matters is summed token by token: a sum is several times cheaper
+    than a running sum. Rounding can never end at a token of probability 0.
+    """
+    whole = p_AV.shape[1] // _BLOCK * _BLOCK
+    sums = [p_AV[:, :whole].unflatten(1, (-1, _BLOCK)).sum(dim=-1)] if whole else []
+    running_AB = torch.cat([*sums, p_AV[:, whole:].sum(dim=-1, keepdim=True)], dim=1).double().cumsum(dim=-1)
+    target_A1 = _just_below(uniform_A[:, None].double() * running_AB[:, -1:], running_AB[:, -1:])
+    block_A1 = torch.searchsorted(running_AB, target_A1, right=True)
+    before_A1 = torch.where(block_A1 > 0, running_AB.gather(1, (block_A1 - 1).clamp(min=0)), 0.0)
+    token_AB = block_A1 * _BLOCK + torch.arange(_BLOCK, device=p_AV.device)
+    inside_AB = p_AV.gather(1, token_AB.clamp(max=p_AV.shape[1] - 1)).double() * (token_AB < p_AV.shape[1])
+    running_AB = inside_AB.cumsum(dim=-1)
+    target_A1 = _just_below(target_A1 - before_A1, running_AB[:, -1:])
+    return (block_A1 * _BLOCK + torch.searchsorted(running_AB, target_A1, right=True)).squeeze(1)
 
 
-def _uniforms(seed: int, prompt: int, n: int, length: int) -> Tensor:
-    """[n, length] numbers in [0, 1) that depend on the seed and the prompt's place in the list alone."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + prompt) % 2**63)
+def _just_below(target: Tensor, total: Tensor) -> Tensor:
+    """The target, or the number before the total where rounding took it that far."""
+    return torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
+
+
+def _stopped(engine: LogprobEngine, token_AT: Tensor, stop: Sequence[str]) -> Tensor:
+    """Which rows contain a stop text, [A] bool; only a tail that is long enough is looked at."""
+    tail = max(len(text.encode()) for text in stop) + 4  # a token holds at least one byte
+    rows: list[list[int]] = token_AT[:, -tail:].tolist()
+    texts: list[str] = engine.policy.tokenizer.batch_decode(rows, skip_special_tokens=False)
+    return torch.tensor([any(one in text for one in stop) for text in texts], device=token_AT.device)
+
+
+def _uniforms(seed: int, stream: int, n: int, length: int) -> Tensor:
+    """[n, length] numbers in [0, 1) that depend on the seed and the stream's number alone."""
+    digest = hashlib.sha256(f"{seed} {stream}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     return torch.rand(n, length, generator=generator, dtype=torch.float64)
 
 
-def _same_length(prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
-    """Indices of the prompts, cut into batches of one length and at most `most` prompts."""
-    by_length: dict[int, list[int]] = {}
-    for index, ids in enumerate(prompts):
-        by_length.setdefault(len(ids), []).append(index)
-    return [
-        indices[start : start + most]
-        for _, indices in sorted(by_length.items())
-        for start in range(0, len(indices), most)
-    ]
-
-
-def _completion(draft: _Draft) -> Completion:
-    return Completion(
-        token_ids=tuple(draft.token_ids),
-        finished=draft.finished,
-        score=0.0,
-        sampled_logp=torch.tensor(draft.logp),
-    )
+def _batches(prompts: Sequence[Sequence[int]], most: int, *, mixed_lengths: bool) -> list[list[int]]:
+    """Indices of the prompts by length, cut into batches of at most `most` prompts, of one length unless mixed."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+        fits = batches and len(batches[-1]) < most
+        if fits and (mixed_lengths or len(prompts[batches[-1][0]]) == len(prompts[index])):
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches

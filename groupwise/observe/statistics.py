@@ -95,6 +95,17 @@ def proportion_interval(k: int, n: int) -> Figure:
     return Figure(share, low, high, n)
 
 
+def share_interval(values: Sequence[float]) -> Figure:
+    """Interval of a share: Wilson's where every value is 0 or 1, that of a mean where outcomes were averaged.
+
+    >>> share_interval([0.0, 1.0]) == proportion_interval(1, 2), share_interval([0.5, 0.5]).low
+    (True, 0.5)
+    """
+    if set(values) <= {0.0, 1.0}:
+        return proportion_interval(int(sum(values)), len(values))
+    return mean_interval(values)
+
+
 def paired_difference(before: Sequence[float], after: Sequence[float]) -> Figure:
     """Mean of after - before on the same items in the same order, with a 95 % bootstrap interval over the items.
 

@@ -10,7 +10,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -46,8 +46,12 @@ def save_checkpoint(
     *,
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
+    more: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write `folder/step-000100` and return it; a checkpoint of that step that is already there is replaced."""
+    """Write `folder/step-000100` and return it; a checkpoint of that step that is already there is replaced.
+
+    `more` is called with the folder and may write files of its own into it.
+    """
     target = folder / f"step-{position.step:06d}"
     aside = folder / f".writing-{target.name}"
     shutil.rmtree(aside, ignore_errors=True)
@@ -57,6 +61,8 @@ def save_checkpoint(
     save_file(_generator_states(), aside / "generators.safetensors")
     state = {**dataclasses.asdict(position), "python_random": _jsonable(random.getstate())}
     (aside / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+    if more is not None:
+        more(aside)
     manifest = {file.name: _sha256(file) for file in sorted(aside.iterdir())}
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     for file in aside.iterdir():

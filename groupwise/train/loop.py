@@ -22,6 +22,7 @@ from groupwise.sections import OptimizerSection, RunSection
 from groupwise.train.checkpoint import Position, delete_old, load_checkpoint, newest_complete, save_checkpoint
 from groupwise.train.objective import Objective
 from groupwise.train.optimizer import learning_rate, make_optimizer, set_learning_rate
+from groupwise.train.order import EpochOrder
 from groupwise.train.run_folder import RunFolder
 from groupwise.train.runtime import Runtime
 from groupwise.train.step import optimizer_step
@@ -36,7 +37,19 @@ class GroupSource(Protocol):
         ...
 
     def groups(self, step: int) -> Sequence[Group]:
-        """The groups of step `step`, counted from 0."""
+        """The groups of step `step`, counted from 0; none where there is nothing to learn from."""
+        ...
+
+    def metrics(self) -> Mapping[str, float]:
+        """Numbers about the groups that were handed out last; the same names on every process."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write what the next steps depend on, besides weights, into the folder of a checkpoint."""
+        ...
+
+    def restore(self, folder: Path) -> None:
+        """Put back what `save` wrote."""
         ...
 
 
@@ -58,9 +71,8 @@ class EpochSource:
     def __init__(self, groups: Sequence[Group], *, groups_per_step: int, epochs: float, seed: int) -> None:
         self._groups = groups
         self._per_step = groups_per_step
-        self._seed = seed
         self._total = max(1, round(len(groups) * epochs))
-        self._order: tuple[int, list[int]] | None = None
+        self._order = EpochOrder(len(groups), seed=seed)
 
     @property
     def total_steps(self) -> int:
@@ -68,14 +80,16 @@ class EpochSource:
 
     def groups(self, step: int) -> list[Group]:
         first = step * self._per_step
-        return [self._at(i) for i in range(first, min(first + self._per_step, self._total))]
+        return [self._groups[self._order[i]] for i in range(first, min(first + self._per_step, self._total))]
 
-    def _at(self, index: int) -> Group:
-        epoch, place = divmod(index, len(self._groups))
-        if self._order is None or self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-            self._order = epoch, torch.randperm(len(self._groups), generator=generator).tolist()
-        return self._groups[self._order[1][place]]
+    def metrics(self) -> Mapping[str, float]:
+        return {}
+
+    def save(self, folder: Path) -> None:
+        """The order is a function of the step: there is nothing to keep."""
+
+    def restore(self, folder: Path) -> None:
+        """There was nothing to keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +127,7 @@ def fit(
     total = source.total_steps
     decode: Callable[[Sequence[int]], str] = lambda ids: str(engine.policy.tokenizer.decode(list(ids)))  # noqa: E731
     with MetricsFile(folder.metrics) as metrics, TranscriptsFile(folder.transcripts, decode) as transcripts, progress:
-        position = _resume(folder.checkpoints, parameters, optimizer, identity, progress)
+        position = _resume(folder.checkpoints, parameters, optimizer, source, identity, progress)
         metrics.truncate(position.offsets.get("metrics", 0))
         transcripts.truncate(position.offsets.get("transcripts", 0))
         tokens, seconds = position.tokens, position.seconds
@@ -123,24 +137,17 @@ def fit(
             groups = source.groups(step)
             rate = learning_rate(optimizer_section, step, total)
             set_learning_rate(optimizer, rate)
-            values = optimizer_step(
-                objective,
-                groups,
-                engine=engine,
-                optimizer=optimizer,
-                runtime=runtime,
-                tokens_per_forward=run.tokens_per_forward,
-                max_grad_norm=optimizer_section.max_grad_norm,
-            )
-            values |= {"learning_rate": rate, **_peak_memory(runtime.device)}
+            values = _learn(objective, groups, engine, optimizer, runtime, run, optimizer_section)
+            values |= {"learning_rate": rate, **source.metrics(), **_peak_memory(runtime.device)}
             done = step + 1
             if done == total or (evaluate_every and done % evaluate_every == 0):
                 values |= {f"eval/{name}": value for name, value in evaluate(done).items()}
             seconds += time.perf_counter() - started
             tokens += int(values["tokens/prompt"] + values["tokens/completion"])
+            values["time/step_s"] = time.perf_counter() - started
             if runtime.is_main:
-                if run.transcripts_every and (done % run.transcripts_every == 0 or done == 1):
-                    transcripts.append(done, groups[0], phase="train")
+                if groups and run.transcripts_every and (done % run.transcripts_every == 0 or done == 1):
+                    transcripts.append(done, groups[0], phase="train", extra=_advantages(groups[0]))
                 if done % run.log_every == 0 or done == total:
                     metrics.append(done, values)
                     runtime.track(values, done)
@@ -150,16 +157,48 @@ def fit(
                     transcripts.sync()
                     offsets = {"metrics": metrics.offset, "transcripts": transcripts.offset}
                     position = Position(step=done, identity=identity, offsets=offsets, tokens=tokens, seconds=seconds)
-                    save_checkpoint(folder.checkpoints, position, parameters=parameters, optimizer=optimizer)
+                    save_checkpoint(
+                        folder.checkpoints, position, parameters=parameters, optimizer=optimizer, more=source.save
+                    )
                     delete_old(folder.checkpoints, run.keep_checkpoints)
             runtime.wait()
     return FitResult(steps=total, tokens=tokens, seconds=seconds)
+
+
+def _learn(
+    objective: Objective,
+    groups: Sequence[Group],
+    engine: LogprobEngine,
+    optimizer: torch.optim.Optimizer,
+    runtime: Runtime,
+    run: RunSection,
+    section: OptimizerSection,
+) -> dict[str, float]:
+    """One optimizer step; a step without groups leaves weights and optimizer alone, and says so."""
+    if not groups:
+        return {"groups/used": 0, "tokens/prompt": 0, "tokens/completion": 0}
+    return optimizer_step(
+        objective,
+        groups,
+        engine=engine,
+        optimizer=optimizer,
+        runtime=runtime,
+        tokens_per_forward=run.tokens_per_forward,
+        max_grad_norm=section.max_grad_norm,
+    )
+
+
+def _advantages(group: Group) -> dict[str, list[float]]:
+    """Mean advantage of each completion for the transcript, where there are any."""
+    means = [completion.advantage.mean().item() for completion in group.completions if completion.advantage is not None]
+    return {"advantage": means} if means else {}
 
 
 def _resume(
     checkpoints: Path,
     parameters: Mapping[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
+    source: GroupSource,
     identity: Mapping[str, str],
     progress: Progress,
 ) -> Position:
@@ -176,6 +215,7 @@ def _resume(
             f"{checkpoint}: was made with another {' and another '.join(changed)} than the files hold now; put the old "
             "ones back, or start a new run with another --run.name"
         )
+    source.restore(checkpoint)
     progress.line(
         f"continued from {checkpoint}: step {position.step}, weights, optimizer, random generators, "
         "and metrics and transcripts up to there"

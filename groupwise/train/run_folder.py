@@ -8,12 +8,13 @@ from typing import Any
 
 from groupwise.config import Section, differences, load_config, to_yaml
 from groupwise.errors import UserError, listed
+from groupwise.sections import RunSection
 
 # Keys that say how a run is watched, kept and fitted into memory, not what it computes.
 HARMLESS = frozenset(
     (
         "model.gradient_checkpointing", "run.resume", "run.log_every", "run.keep_checkpoints", "run.checkpoint_every",
-        "run.tokens_per_forward", "run.trackers", "run.transcripts_every",
+        "run.tokens_per_forward", "run.trackers", "run.transcripts_every", "sampling.rows_at_once", "scoring.workers",
     )
 )  # fmt: skip
 
@@ -23,6 +24,11 @@ class RunFolder:
     """Where everything of a run lies."""
 
     path: Path
+
+    @classmethod
+    def of(cls, section: RunSection) -> "RunFolder":
+        """The folder that a configuration names."""
+        return cls(Path(section.folder) / section.name)
 
     @property
     def config(self) -> Path:

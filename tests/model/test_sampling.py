@@ -1,6 +1,7 @@
 """Drawn completions: right log-probs, right frequencies, independent of their neighbours, the base left alone."""
 
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from groupwise.groups import Completion, Group
 from groupwise.model import sampling
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.policy import Policy
-from groupwise.model.sampling import sample_completions
+from groupwise.model.sampling import SamplingParams, sample_completions
 from groupwise.sections import LoraSection
 from tests.families import FAMILIES, VOCABULARY, make_model
 from tests.model.test_engine import make_policy
@@ -19,9 +20,48 @@ from tests.model.test_engine import make_policy
 PROMPTS = [(5, 6, 7), (8, 9), (11, 12, 13, 14, 15, 16, 17, 18), (9, 8, 7)]
 
 
-def draw(policy: Policy, prompts: list[tuple[int, ...]] = PROMPTS, **options: object) -> list[list[Completion]]:
-    settings: dict[str, object] = {"n": 3, "temperature": 0.9, "max_new_tokens": 9, "end_ids": [0, 1, 2], "seed": 4}
-    return sample_completions(policy, prompts, **(settings | options))  # type: ignore[arg-type]
+def draw(
+    policy: Policy | LogprobEngine,
+    prompts: list[tuple[int, ...]] = PROMPTS,
+    *,
+    n: int = 3,
+    streams: list[int] | None = None,
+    most_new_tokens: list[int] | None = None,
+    **options: Any,
+) -> list[list[Completion]]:
+    return sample_completions(
+        policy if isinstance(policy, LogprobEngine) else LogprobEngine(policy),
+        prompts,
+        n=n,
+        params=SamplingParams(**({"temperature": 0.9, "max_new_tokens": 9} | options)),
+        end_ids=[0, 1, 2],
+        seed=4,
+        streams=streams,
+        most_new_tokens=most_new_tokens,
+    )
+
+
+def as_groups(drawn: list[list[Completion]]) -> list[Group]:
+    return [
+        Group(key=str(i), prompt_ids=prompt, completions=tuple(completions))
+        for i, (prompt, completions) in enumerate(zip(PROMPTS, drawn, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("method", ["shared", "repeat"])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_both_methods_draw_the_same(family: str, method: Literal["shared", "repeat"]) -> None:
+    """The shared prompt against the model's own cache, long enough for every window to slide and rows to leave."""
+    policy = make_policy(family)
+    if method == "shared" and LogprobEngine(policy).method != "shared":
+        pytest.skip("this family has one way only")
+    drawn = draw(LogprobEngine(policy, method), n=5, max_new_tokens=40)
+    plain = draw(LogprobEngine(make_policy(family), "repeat"), n=5, max_new_tokens=40)
+    assert [[c.token_ids for c in own] for own in drawn] == [[c.token_ids for c in own] for own in plain]
+    for own, other in zip(drawn, plain, strict=True):
+        for a, b in zip(own, other, strict=True):
+            assert a.sampled_logp is not None and b.sampled_logp is not None
+            assert (a.sampled_logp - b.sampled_logp).abs().max().item() < (1e-5 if family == "gpt_oss" else 1e-6)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
@@ -35,12 +75,7 @@ def test_sampling_logprobs_are_the_engines(family: str, checkpointing: bool) -> 
         pytest.skip("one family of each kind is enough")
     policy = make_policy(family, checkpointing=checkpointing)
     engine = LogprobEngine(policy)
-    drawn = draw(policy)
-    groups = [
-        Group(key=str(i), prompt_ids=prompt, completions=tuple(completions))
-        for i, (prompt, completions) in enumerate(zip(PROMPTS, drawn, strict=True))
-    ]
-    batch = pack(groups)
+    batch = pack(as_groups(draw(engine)))
     assert batch.sampled_logp_T is not None
     with torch.no_grad():
         scored_T = engine.score(batch, temperature=0.9).logp_T
@@ -60,8 +95,9 @@ def test_completions_end_at_an_end_token_or_at_the_limit() -> None:
 def test_a_prompts_completions_do_not_depend_on_its_neighbours() -> None:
     policy = make_policy("llama")
     together = draw(policy)
-    alone = draw(policy, PROMPTS[:1])
-    assert [c.token_ids for c in together[0]] == [c.token_ids for c in alone[0]]
+    for i, prompt in enumerate(PROMPTS):
+        (alone,) = draw(policy, [prompt], streams=[i])
+        assert [c.token_ids for c in together[i]] == [c.token_ids for c in alone]
     assert [c.token_ids for own in draw(policy, rows_at_once=3) for c in own] == [
         c.token_ids for own in together for c in own
     ]
@@ -81,10 +117,86 @@ def test_frequencies_are_the_models_probabilities() -> None:
     assert deviation[n * p > 20].max() < 6.2
 
 
+@pytest.mark.parametrize("size", [3, 255, 256, 257, 1000])
+def test_the_search_finds_the_token_of_the_plain_cumulative_sum(size: int) -> None:
+    """Blocks or not, the token is the first whose running sum exceeds the number; never one of probability 0."""
+    generator = torch.Generator().manual_seed(size)
+    p = torch.rand(400, size, generator=generator, dtype=torch.float64)
+    p = p.masked_fill(torch.rand(400, size, generator=generator) < 0.4, 0.0)
+    p[:, 1] += 0.1
+    p = p / p.sum(dim=-1, keepdim=True)
+    uniform = torch.rand(400, generator=generator, dtype=torch.float64)
+    uniform[:3] = torch.tensor([0.0, 1 - 2**-53, 0.5])
+    found = sampling._search(p, uniform)  # pyright: ignore[reportPrivateUsage]
+    plain = (p.cumsum(dim=-1) <= uniform[:, None]).sum(dim=-1).clamp(max=size - 1)
+    assert (p.gather(1, found[:, None]) > 0).all()
+    assert torch.equal(found[3:], plain[3:])
+
+
 def test_a_number_just_below_one_never_draws_an_impossible_token() -> None:
-    logits = torch.tensor([[0.0, 1.0, float("-inf")]])
-    token, logp = sampling._draw(logits, torch.tensor([1 - 2**-40], dtype=torch.float64), 1.0)  # pyright: ignore
-    assert token.item() == 1 and torch.isfinite(logp).all()
+    p = torch.tensor([[0.25, 0.75, 0.0]])
+    assert sampling._search(p, torch.tensor([1 - 2**-53], dtype=torch.float64)).item() == 1  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"top_k": 2}, [0.4, 0.3, 0, 0]),
+        ({"top_p": 0.4}, [0.4, 0, 0, 0]),
+        ({"top_p": 0.41}, [0.4, 0.3, 0, 0]),
+        ({"min_p": 0.5}, [0.4, 0.3, 0.2, 0]),
+        ({"top_k": 3, "top_p": 0.8}, [0.4, 0.3, 0.2, 0]),  # of 0.9 that top-k leaves, 0.7 is not 80 %
+        ({"top_k": 3, "top_p": 0.75}, [0.4, 0.3, 0, 0]),
+    ],
+)
+def test_truncation_by_hand(options: dict[str, Any], kept: list[float]) -> None:
+    p = torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64)
+    left = sampling._truncated(p, SamplingParams(**options))  # pyright: ignore[reportPrivateUsage]
+    assert left.tolist() == [kept]
+
+
+def test_truncated_draws_know_both_log_probs() -> None:
+    """`sampled_logp` stays the engine's; `drawn_logp` is larger by the log of the share that was kept."""
+    engine = LogprobEngine(make_policy("gpt2"))
+    groups = as_groups(draw(engine, top_k=3, max_new_tokens=12))
+    batch = pack(groups)
+    with torch.no_grad():
+        logp_T = engine.score(batch, temperature=0.9).logp_T
+    assert batch.sampled_logp_T is not None
+    assert (logp_T - batch.sampled_logp_T).abs().max().item() < 1e-5
+    start = 0
+    with torch.no_grad(), engine.policy.as_loaded():
+        for group in groups:
+            for completion in group.completions:
+                ids = torch.tensor([[*group.prompt_ids, *completion.token_ids]])
+                p = (engine.policy.model(ids).logits[0, len(group.prompt_ids) - 1 : -1] / 0.9).softmax(-1)
+                assert completion.drawn_logp is not None and completion.sampled_logp is not None
+                kept = p.topk(3).values.sum(-1).log()
+                gap = completion.sampled_logp - kept - completion.drawn_logp
+                assert gap.abs().max().item() < 1e-6
+                start += len(completion.token_ids)
+    assert start == batch.n_tokens
+
+
+def test_limits_of_single_prompts_hold() -> None:
+    drawn = draw(make_policy("gpt2"), most_new_tokens=[1, 4, 9, 2], n=8)
+    for limit, own in zip([1, 4, 9, 2], drawn, strict=True):
+        assert max(len(c.token_ids) for c in own) <= limit
+        assert all(c.finished or len(c.token_ids) == limit for c in own)
+
+
+def test_a_stop_text_ends_a_completion_with_the_token_that_completes_it(tiny_model: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    policy = Policy(model, AutoTokenizer.from_pretrained(tiny_model), lora=LoraSection(rank=4))
+    free = [c for own in draw(policy, n=20, max_new_tokens=30) for c in own]
+    stopped = [c for own in draw(policy, n=20, max_new_tokens=30, stop=("e", "th")) for c in own]
+    decode = policy.tokenizer.decode
+    assert any("e" in str(decode(c.token_ids)) for c in free)
+    for before, after in zip(free, stopped, strict=True):
+        assert before.token_ids[: len(after.token_ids)] == after.token_ids
+        has_stop = any(text in str(decode(after.token_ids)) for text in ("e", "th"))
+        assert after.finished == (has_stop or after.token_ids[-1] in (0, 1, 2))
+        assert not any(text in str(decode(after.token_ids[:-1])) for text in ("e", "th"))
 
 
 def test_temperature_zero_is_greedy() -> None:

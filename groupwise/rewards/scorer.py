@@ -1,0 +1,338 @@
+"""Scores groups of completions with the configured rewards, in worker processes, and says what became of each fault.
+
+Knows nothing about how a reward works, nor what the scores are for. The protocol is in `protocol.py`, one process in
+`process.py`, what crosses the pipe in `wire.py`.
+"""
+
+import itertools
+import os
+import queue
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from groupwise.errors import UserError, listed
+from groupwise.rewards.process import WorkerLost, WorkerProcess
+from groupwise.rewards.protocol import Answer, prompt_text
+from groupwise.rewards.registry import problems_before_loading
+from groupwise.rewards.wire import Bad, FaultKind, answers_to_plain, row_to_plain, scores_from_plain
+from groupwise.sections import RewardSection, ScoringSection
+
+LARGEST_FLOAT32 = 3.4028234663852886e38
+
+
+class RewardFailure(RuntimeError):
+    """More faults than `scoring.fail_after` under the policy "fail"; the message shows the last one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One completion that one reward gave no valid score; `index` is its place in the call to `Scorer.score`."""
+
+    reward: str
+    kind: FaultKind
+    message: str
+    prompt: str
+    completion: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredAnswers:
+    """The scores of R completions, in the order they were given.
+
+    `totals` are the weighted sums; None: leave the completion out, for a fault under the policy skip or fail, or
+    because no reward with a weight had an opinion. `by_reward` holds the unweighted scores under each reward's display
+    name; None: no opinion, or a fault.
+    """
+
+    totals: tuple[float | None, ...]
+    by_reward: Mapping[str, tuple[float | None, ...]]
+    faults: tuple[Fault, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    index: int
+    section: RewardSection
+    name: str
+    per_completion: bool
+
+    @property
+    def key(self) -> str:
+        return f"rewards[{self.index}]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One reward on neighbouring completions of one group."""
+
+    reward: _Loaded
+    rows: Sequence[dict[str, Any]]
+    answers: Sequence[Answer]
+
+    def one_by_one(self) -> "list[_Call]":
+        return [_Call(self.reward, [r], [a]) for r, a in zip(self.rows, self.answers, strict=True)]
+
+
+class _Failed(Exception):
+    """A call that gave no scores at all."""
+
+    def __init__(self, bad: Bad, *, can_be_split: bool) -> None:
+        super().__init__(bad.message)
+        self.bad = bad
+        self.can_be_split = can_be_split
+
+
+class Scorer:
+    """Rewards by name, each in a process that can be killed; use it as a context manager.
+
+    Making one starts a worker, which loads every reward: a wrong name, option, file or package raises one UserError
+    with all the problems before anything is trained. More workers start when they are needed. `fault_count` counts
+    faults over the scorer's life, begun at `faults_before` when a run goes on; `names` are the rewards' display names.
+
+    >>> reward = RewardSection(name="numeric_answer", options={"column": "answer"})
+    >>> row = {"prompt": "6 x 3 = ?", "answer": "18"}
+    >>> texts = ["Six threes.\\n#### 18.0", "#### 63"]
+    >>> answers = [Answer(text=text, token_ids=(), finished=True, group=0) for text in texts]
+    >>> with Scorer([reward], ScoringSection()) as scorer:
+    ...     scorer.score([row, row], answers).totals
+    (1.0, 0.0)
+    """
+
+    def __init__(self, rewards: Sequence[RewardSection], scoring: ScoringSection, *, faults_before: int = 0) -> None:
+        if not rewards:
+            raise UserError("rewards: name at least one reward")
+        self.fault_count = faults_before
+        self._scoring = scoring
+        self._closed = False
+        self._all_workers = [WorkerProcess(os.getcwd()) for _ in range(scoring.workers)]
+        self._idle: queue.LifoQueue[WorkerProcess] = queue.LifoQueue()  # the last one used has its rewards loaded
+        for worker in self._all_workers:
+            self._idle.put(worker)
+        self._executor = ThreadPoolExecutor(scoring.workers, thread_name_prefix="rewards")
+        try:
+            self._rewards = self._load(rewards)
+        except BaseException:
+            self.close()
+            raise
+        self.names = tuple(reward.name for reward in self._rewards)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every worker and all that rewards have started in them."""
+        self._closed = True
+        for worker in self._all_workers:
+            worker.end()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        for worker in self._all_workers:
+            worker.free()
+
+    def score(self, rows: Sequence[Mapping[str, object]], answers: Sequence[Answer]) -> ScoredAnswers:
+        """Score R completions; rows[i] is the row of data that answers[i] completes.
+
+        One call of a reward gets the completions of one group. Raises UserError when a row lacks a column that a reward
+        needs, and RewardFailure under the policy "fail".
+        """
+        self._refuse_when_closed()
+        spans = _groups(rows, answers)
+        plain = _rows_to_plain(rows)
+        calls = [_Call(r, plain[s.start : s.stop], answers[s.start : s.stop]) for r in self._rewards for s in spans]
+        futures = [self._executor.submit(self._scores, call) for call in calls]
+        try:
+            results = iter([future.result() for future in futures])
+        except BaseException:
+            self.close()  # the run is over: wait for no reward
+            raise
+        table = {
+            reward.name: list(itertools.chain.from_iterable(next(results) for _ in spans)) for reward in self._rewards
+        }
+        table = {r.name: [_countable(s, r, len(self._rewards)) for s in table[r.name]] for r in self._rewards}
+        faults = tuple(
+            Fault(
+                reward=name,
+                kind=score.kind,
+                message=score.message,
+                prompt=prompt_text(rows[index]),
+                completion=answers[index].text,
+                index=index,
+            )
+            for name, column in table.items()
+            for index, score in enumerate(column)
+            if isinstance(score, Bad)
+        )
+        self._count(faults)
+        return ScoredAnswers(
+            totals=tuple(self._total([table[r.name][i] for r in self._rewards]) for i in range(len(answers))),
+            by_reward={n: tuple(None if isinstance(s, Bad) else s for s in column) for n, column in table.items()},
+            faults=faults,
+        )
+
+    def _count(self, faults: Sequence[Fault]) -> None:
+        self.fault_count += len(faults)
+        if faults and self._scoring.on_fault == "fail" and self.fault_count > self._scoring.fail_after:
+            last = faults[-1]
+            raise RewardFailure(
+                f"the reward {last.reward} {last.kind}: {last.message}\n"
+                f"  prompt: {_short(last.prompt)}\n"
+                f"  completion: {_short(last.completion)}\n"
+                f"{self.fault_count} completions were left without a valid score, "
+                f"scoring.fail_after allows {self._scoring.fail_after}"
+            )
+
+    def _total(self, scores: Sequence[float | None | Bad]) -> float | None:
+        """The weighted sum of one completion's scores, one per reward."""
+        parts: list[float] = []
+        for reward, score in zip(self._rewards, scores, strict=True):
+            if reward.section.weight == 0 or score is None:
+                continue
+            if isinstance(score, Bad):
+                if self._scoring.on_fault != "zero":
+                    return None
+                score = 0.0
+            parts.append(reward.section.weight * score)
+        return sum(parts) if parts else None
+
+    def _scores(self, call: _Call) -> list[float | None | Bad]:
+        """The scores of one call; where the reward allows it, one fault costs one completion."""
+        try:
+            return self._ask(call)
+        except _Failed as failure:
+            if not (failure.can_be_split and call.reward.per_completion and len(call.answers) > 1):
+                return [failure.bad] * len(call.answers)
+        return list(itertools.chain.from_iterable(self._scores(one) for one in call.one_by_one()))
+
+    def _ask(self, call: _Call) -> list[float | None | Bad]:
+        worker = self._idle.get()
+        try:
+            self._refuse_when_closed()
+            if not worker.is_alive() or call.reward.index not in worker.loaded:
+                self._reload(worker, call.reward)
+            distinct = list({id(row): row for row in call.rows}.values())
+            place = {id(row): i for i, row in enumerate(distinct)}
+            answer = worker.request(
+                {
+                    "do": "score",
+                    "index": call.reward.index,
+                    "rows": distinct,
+                    "row_of": [place[id(row)] for row in call.rows],
+                    "completions": answers_to_plain(call.answers),
+                },
+                self._scoring.time_limit,
+            )
+        except WorkerLost as lost:
+            raise _Failed(Bad(lost.kind, str(lost)), can_be_split=True) from None
+        finally:
+            self._idle.put(worker)
+        if "user_error" in answer:
+            raise UserError(f"{call.reward.key} ({call.reward.name}): {answer['user_error']}")
+        if "bad" in answer:
+            bad = Bad(*answer["bad"])
+            raise _Failed(bad, can_be_split=bad.kind == "raised")
+        return scores_from_plain(answer["scores"])
+
+    def _reload(self, worker: WorkerProcess, reward: _Loaded) -> None:
+        """Load a reward, which loaded at the start, into a process that has not got it."""
+        try:
+            answer = _load_request(worker, reward.index, reward.section, self._scoring.load_limit)
+        except WorkerLost as lost:
+            raise _Failed(Bad(lost.kind, f"while it was loaded again: {lost}"), can_be_split=False) from None
+        if "problems" in answer:
+            raise UserError(listed(answer["problems"]))
+
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            raise RuntimeError("this Scorer is closed")
+
+    def _load(self, rewards: Sequence[RewardSection]) -> list[_Loaded]:
+        worker = self._all_workers[-1]  # the one that the first call will get
+        problems: list[str] = []
+        loaded: list[_Loaded] = []
+        for (index, section), name in zip(enumerate(rewards), _display_names(rewards), strict=True):
+            key = f"rewards[{index}]"
+            found = problems_before_loading(section.name, section.options, key)
+            if not found:
+                try:
+                    answer = _load_request(worker, index, section, self._scoring.load_limit)
+                except WorkerLost as lost:
+                    problem = f"{key}: {section.name} cannot be loaded: it {lost.kind}: {lost}"
+                    answer: dict[str, Any] = {"problems": [problem]}
+                found = answer.get("problems", [])
+                loaded.append(_Loaded(index, section, name, answer.get("per_completion", False)))
+            problems += found
+        if problems:
+            raise UserError(listed(problems))
+        return loaded
+
+
+def _load_request(worker: WorkerProcess, index: int, section: RewardSection, limit_s: float) -> dict[str, Any]:
+    answer = worker.request(
+        {
+            "do": "load",
+            "index": index,
+            "name": section.name,
+            "options": section.options,
+            "key": f"rewards[{index}]",
+        },
+        limit_s,
+    )
+    if "problems" not in answer:
+        worker.loaded.add(index)
+    return answer
+
+
+def _display_names(rewards: Sequence[RewardSection]) -> list[str]:
+    """Short names that tell the rewards apart: of a user's file the function, and from the second use on its number.
+
+    >>> _display_names([RewardSection(name=name) for name in ("length", "mine.py:length", "repetition")])
+    ['length', 'length#2', 'repetition']
+    """
+    names: list[str] = []
+    seen: dict[str, int] = {}
+    for reward in rewards:
+        name = reward.name.rpartition(":")[2]
+        seen[name] = seen.get(name, 0) + 1
+        names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return names
+
+
+def _groups(rows: Sequence[Mapping[str, object]], answers: Sequence[Answer]) -> list[range]:
+    """The places of each group's completions."""
+    if len(rows) != len(answers):
+        raise ValueError(f"{len(rows)} rows for {len(answers)} completions")
+    spans: list[range] = []
+    for _, places in itertools.groupby(range(len(answers)), key=lambda i: answers[i].group):
+        found = list(places)
+        spans.append(range(found[0], found[-1] + 1))
+    if len({answers[span.start].group for span in spans}) < len(spans):
+        raise ValueError("completions of one group must stand next to each other")
+    return spans
+
+
+def _rows_to_plain(rows: Sequence[Mapping[str, object]]) -> list[dict[str, Any]]:
+    """Every row as JSON can hold it; what was one object stays one."""
+    plain: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        if id(row) not in plain:
+            plain[id(row)] = row_to_plain(row)
+    return [plain[id(row)] for row in rows]
+
+
+def _countable(score: float | None | Bad, reward: _Loaded, rewards: int) -> float | None | Bad:
+    """The score, unless its part of the sum could leave the range of float32, in which advantages are computed."""
+    if score is None or isinstance(score, Bad) or abs(score * reward.section.weight) <= LARGEST_FLOAT32 / rewards:
+        return score
+    return Bad("not finite", f"returned {score:g}, which times its weight is beyond the range of float32")
+
+
+def _short(text: str, most: int = 500) -> str:
+    return repr(text if len(text) <= most else text[:most] + "...")

@@ -1,0 +1,52 @@
+"""Opening a run: is it new, continued or finished, where does it run, and what is said about it. Knows no method."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from groupwise.config import Section
+from groupwise.sections import RunSection
+from groupwise.train.run_folder import RunFolder
+from groupwise.train.runtime import Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """An open run: its folder, its processes, and the terminal of the main one."""
+
+    folder: RunFolder
+    runtime: Runtime
+    console: Console
+
+    def begin(self, config: Section, notes: Sequence[str]) -> None:
+        """Everything is loaded and checked: make the folder, and tell what was found."""
+        if self.runtime.is_main:
+            self.folder.create(config)
+        self.runtime.wait()
+        for note in notes:
+            self.say(note)
+
+    def say(self, line: str) -> None:
+        """A line of the main process on the terminal."""
+        say(self.console, line)
+
+
+def open_run(config: Section, section: RunSection, folder: RunFolder, console: Console) -> Run | None:
+    """The run that a configuration asks for, or None when it is finished; writes nothing.
+
+    Raises UserError when the folder belongs to something else, or when several processes do not find each other.
+    """
+    state, notes = folder.state(config, resume=section.resume)
+    for note in notes:
+        say(console, note)
+    if state == "finished":
+        say(console, f"{folder.path} is finished; a new run needs another --run.name")
+        return None
+    runtime = Runtime(mixed_precision=section.mixed_precision, trackers=section.trackers, folder=folder.path)
+    return Run(folder, runtime, console if runtime.is_main else Console(quiet=True))
+
+
+def say(console: Console, line: str) -> None:
+    """A line as it is: no markup, no colours, and no breaks that a file or a search would stumble over."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

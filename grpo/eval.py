@@ -1,0 +1,236 @@
+"""Did GRPO work? Held-out prompts answered before and after, by the same dice. `python grpo/eval.py runs/NAME`
+
+Knows how answers are judged, not how the policy was trained.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from groupwise.config import load_config
+from groupwise.errors import UserError, exit_with_user_errors
+from groupwise.groups import Group
+from groupwise.model.engine import sequence_logratios
+from groupwise.model.sampling import SamplingParams
+from groupwise.observe.statistics import mean_interval, share_interval
+from groupwise.observe.summary import Figures, as_json, print_figures
+from groupwise.rewards.scorer import Scorer
+from groupwise.train.run_folder import RunFolder, write_json, write_text
+from groupwise.train.runtime import Runtime
+from grpo.config import GrpoConfig
+from grpo.prepare import Prepared, prepare
+from grpo.rollouts import as_answers, draw_answers
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One completion of a held-out prompt, and whether it is right."""
+
+    text: str
+    right: bool
+    tokens: int
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Figures before and after, and the keys of the prompts whose greedy answer changed its worth."""
+
+    before: Figures
+    after: Figures
+    became_right: list[str]
+    became_wrong: list[str]
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """Probability that at least one of k answers is right, from n of which `right` were: unbiased for k <= n.
+
+    1 - C(n - right, k) / C(n, k), Chen et al. 2021 (arXiv 2107.03374).
+
+    >>> pass_at_k(8, 2, 1), pass_at_k(8, 1, 8), pass_at_k(4, 0, 2)
+    (0.25, 1.0, 0.0)
+    """
+    if not 1 <= k <= n or not 0 <= right <= n:
+        raise ValueError(f"pass@{k} of {right} right answers in {n}")
+    return 1 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def majority_is_right(answers: Sequence[str | None], rights: Sequence[bool]) -> float:
+    """Whether the commonest answer is right: 1 or 0, or between them when several are equally common.
+
+    Votes that are tied count with the mean of their worth, the chance of drawing a right one. None is an answer that
+    could not be read: it has no vote. Without a vote the majority is wrong.
+
+    >>> majority_is_right(["18", "18", "7"], [True, True, False]), majority_is_right(["18", "7"], [True, False])
+    (1.0, 0.5)
+    """
+    votes = Counter(answer for answer in answers if answer is not None)
+    if not votes:
+        return 0.0
+    most = max(votes.values())
+    leading = {answer for answer, count in votes.items() if count == most}
+    worth = {answer: right for answer, right in zip(answers, rights, strict=True) if answer in leading}
+    return sum(worth.values()) / len(worth)
+
+
+def check_names(config: GrpoConfig, scorer: Scorer) -> None:
+    """Raise UserError when the reward that tells right from wrong is none of the run's."""
+    wanted = config.eval.correct
+    if wanted is not None and wanted not in scorer.names:
+        raise UserError(f"eval.correct: {wanted!r} is none of the rewards, which are {', '.join(scorer.names)}")
+
+
+def labels(config: GrpoConfig) -> dict[str, str]:
+    """Figure names and what the table calls them."""
+    n = config.eval.samples_per_prompt
+    several = {f"pass@{n}": f"pass@{n}", f"maj@{n}": f"maj@{n}"} if n > 1 else {}
+    return {
+        "greedy": "greedy right",
+        "pass@1": "sampled right",
+        **several,
+        "completions/mean_length": "tokens per sample",
+        "completions/clipped_ratio": "samples cut",
+        "kl/sequence": "KL to reference",
+    }
+
+
+def held_out_metrics(config: GrpoConfig, prepared: Prepared, scorer: Scorer) -> dict[str, float]:
+    """One sampled answer per held-out prompt: how many are right, with its interval, as flat numbers."""
+    answered = _judge(config, prepared, scorer, n=1, params=SamplingParams.of(config.sampling))
+    return share_interval([float(own[0].right) for own in answered[0]]).as_metrics("pass@1")
+
+
+def before_and_after(config: GrpoConfig, prepared: Prepared, scorer: Scorer, *, folder: RunFolder) -> Comparison:
+    """Judge reference and policy on the same prompts with the same random numbers; writes samples.jsonl."""
+    with prepared.engine.policy.reference():
+        before, greedy_before, sampled_before = _figures(config, prepared, scorer)
+    after, greedy_after, sampled_after = _figures(config, prepared, scorer)
+    lines = [
+        json.dumps(
+            {
+                "key": prompt.key,
+                "prompt": prepared.encoder.decode(prompt.prompt_ids),
+                "before": {"greedy": _shown(greedy_before[i]), "sampled": [_shown(one) for one in sampled_before[i]]},
+                "after": {"greedy": _shown(greedy_after[i]), "sampled": [_shown(one) for one in sampled_after[i]]},
+            },
+            ensure_ascii=False,
+        )
+        for i, prompt in enumerate(prepared.heldout)
+    ]
+    write_text(folder.path / "samples.jsonl", "\n".join(lines) + "\n")
+    changed = list(zip(prepared.heldout, greedy_before, greedy_after, strict=True))
+    return Comparison(
+        before,
+        after,
+        became_right=[prompt.key for prompt, b, a in changed if a.right and not b.right],
+        became_wrong=[prompt.key for prompt, b, a in changed if b.right and not a.right],
+    )
+
+
+def _figures(
+    config: GrpoConfig, prepared: Prepared, scorer: Scorer
+) -> tuple[Figures, list[Judged], list[list[Judged]]]:
+    """All figures of the active network, its greedy answers and its sampled ones."""
+    n = config.eval.samples_per_prompt
+    params = SamplingParams.of(config.sampling)
+    greedy, _ = _judge(config, prepared, scorer, n=1, params=replace(params, temperature=0.0))
+    sampled, groups = _judge(config, prepared, scorer, n=n, params=params)
+    logratios = list(sequence_logratios(prepared.engine, groups, tokens_per_forward=config.run.tokens_per_forward))
+    rights = [sum(one.right for one in own) for own in sampled]
+    figures: Figures = {
+        "greedy": share_interval([float(own[0].right) for own in greedy]),
+        "pass@1": mean_interval([right / n for right in rights]),
+    }
+    if n > 1:
+        figures[f"pass@{n}"] = share_interval([pass_at_k(n, right, n) for right in rights])
+        if config.eval.answer_marker is not None:
+            marker = config.eval.answer_marker
+            figures[f"maj@{n}"] = mean_interval(
+                [
+                    majority_is_right([_answer(one.text, marker) for one in own], [one.right for one in own])
+                    for own in sampled
+                ]
+            )
+    figures["completions/mean_length"] = mean_interval([sum(one.tokens for one in own) / n for own in sampled])
+    figures["completions/clipped_ratio"] = share_interval([sum(not one.finished for one in own) / n for own in sampled])
+    figures["kl/sequence"] = mean_interval([sum(logratios[i * n : (i + 1) * n]) / n for i in range(len(sampled))])
+    return figures, [own[0] for own in greedy], sampled
+
+
+def _judge(
+    config: GrpoConfig, prepared: Prepared, scorer: Scorer, *, n: int, params: SamplingParams
+) -> tuple[list[list[Judged]], list[Group]]:
+    """Completions of every held-out prompt from the active network, the same random numbers at every call."""
+    prompts = prepared.heldout
+    drawn = draw_answers(
+        prepared.engine,
+        prepared.encoder,
+        prompts,
+        n=n,
+        params=params,
+        seed=config.run.seed + 1,  # other numbers than the rollouts'
+        streams=range(len(prompts)),
+    )
+    rows, answers = as_answers(prepared.encoder, prompts, drawn)
+    values = scorer.score(rows, answers).by_reward
+    worth = values[config.eval.correct or next(iter(values))]
+    flat = [
+        # An answer that its reward could not judge is not right.
+        Judged(
+            answer.text, value is not None and value >= config.eval.threshold, len(answer.token_ids), answer.finished
+        )
+        for answer, value in zip(answers, worth, strict=True)
+    ]
+    groups = [
+        Group(key=prompt.key, prompt_ids=prompt.prompt_ids, completions=tuple(own))
+        for prompt, own in zip(prompts, drawn, strict=True)
+    ]
+    return [flat[start : start + n] for start in range(0, len(flat), n)], groups
+
+
+def _answer(text: str, marker: str) -> str | None:
+    """What follows the last marker, or None."""
+    return text.rpartition(marker)[2].strip() if marker in text else None
+
+
+def _shown(one: Judged) -> dict[str, object]:
+    return {"text": one.text, "right": one.right, "tokens": one.tokens, "finished": one.finished}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Judge a finished run again: table on the terminal, figures into summary.json, samples into samples.jsonl."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=Path, help="the run's folder, such as runs/grpo-arithmetic")
+    folder = RunFolder(parser.parse_args(argv).run)
+    for file in (folder.config, folder.summary):
+        if not file.is_file():
+            raise UserError(f"{file}: is missing, so {folder.path} is no finished run")
+    config = load_config(GrpoConfig, folder.config)
+    with Scorer(config.rewards, config.scoring) as scorer:
+        prepared = prepare(config, Runtime(mixed_precision=config.run.mixed_precision))
+        summary = json.loads(folder.summary.read_text())
+        if prepared.engine.policy.base_fingerprint() != summary["hashes"]["base_model"]:
+            raise UserError(f"model.path: {config.model.path} is not the model that {folder.path} was trained from")
+        prepared.engine.policy.restore(folder.adapter)
+        judged = before_and_after(config, prepared, scorer, folder=folder)
+    summary |= {
+        "before": as_json(judged.before),
+        "after": as_json(judged.after),
+        "became_right": judged.became_right,
+        "became_wrong": judged.became_wrong,
+    }
+    write_json(folder.summary, summary)
+    print_figures(judged.before, judged.after, labels(config), console=Console())
+    print(f"samples side by side: {folder.path / 'samples.jsonl'}")
+
+
+if __name__ == "__main__":
+    with exit_with_user_errors():
+        main(sys.argv[1:])

@@ -1,0 +1,232 @@
+"""A GRPO run from configuration to adapter and summary: puts the shared pieces together and adds the objective.
+
+Knows no file formats (grpo/dataset_utils.py), no formula (grpo/losses.py), no sampling (grpo/rollouts.py) and no loop
+(groupwise/train/).
+Legend: T completion tokens, R completions.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from torch import Tensor
+
+from groupwise.batch import GroupBatch
+from groupwise.data.rows import source_hash
+from groupwise.model.engine import TokenScores
+from groupwise.observe.figure import Panel, learning_curve
+from groupwise.observe.metrics import MetricSums, read_metrics
+from groupwise.observe.progress import make_progress
+from groupwise.observe.summary import as_json, print_figures, stored_figures
+from groupwise.observe.versions import versions
+from groupwise.rewards.scorer import Scorer
+from groupwise.train.loop import FitResult, fit
+from groupwise.train.objective import StepTotals
+from groupwise.train.run import Run, open_run
+from groupwise.train.run_folder import RunFolder, write_json
+from grpo.config import GrpoConfig, GrpoLossSection
+from grpo.dataset_utils import Prompt
+from grpo.eval import before_and_after, check_names, held_out_metrics, labels
+from grpo.losses import grpo_token_loss, kl_k3
+from grpo.prepare import Prepared, prepare
+from grpo.rollouts import Rollouts
+
+TOKEN_METRICS = ("ratio", "clip_ratio/low", "clip_ratio/high", "advantages/size")
+HEADLINE = (
+    "reward",
+    "frac_reward_zero_std",
+    "completions/mean_length",
+    "kl",
+    "entropy",
+    "grad_norm",
+    "eval/pass@1",
+    "time/step_s",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GrpoObjective:
+    """The group-relative policy gradient, summed over tokens with the weights of the configured normaliser."""
+
+    loss: GrpoLossSection
+    temperature: float
+    constant_length: int
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return (*TOKEN_METRICS, "kl") if self.loss.kl_coefficient > 0 else TOKEN_METRICS
+
+    def loss_sum(self, batch: GroupBatch, scores: TokenScores, sums: MetricSums) -> Tensor:
+        """Sum over the micro-batch's tokens; the metrics are means over tokens."""
+        if batch.sampled_logp_T is None or batch.advantage_T is None:
+            raise ValueError("GRPO needs the sampling log-probs and the advantages of every completion")
+        wants_kl = self.loss.kl_coefficient > 0
+        if wants_kl and batch.reference_logp_T is None:
+            raise ValueError("a KL needs the reference log-probs of every completion")
+        loss_T = grpo_token_loss(
+            scores.logp_T,
+            batch.sampled_logp_T,
+            batch.advantage_T,
+            clip_low=self.loss.clip_low,
+            clip_high=self.loss.clip_high,
+            reference_logp_T=batch.reference_logp_T if wants_kl else None,
+            kl_coefficient=self.loss.kl_coefficient,
+            kl_form=self.loss.kl_form,
+        )
+        self._watch(batch, scores.logp_T.detach(), sums)
+        if self.loss.normaliser == "completion":
+            loss_T = loss_T / batch.length_R[batch.row_T]
+        return loss_T.sum()
+
+    def denominator(self, totals: StepTotals) -> int:
+        """Completions of the step, its tokens, or its completions times a constant length."""
+        if self.loss.normaliser == "completion":
+            return totals.completions
+        if self.loss.normaliser == "token":
+            return totals.tokens
+        return totals.completions * self.constant_length
+
+    def _watch(self, batch: GroupBatch, logp_T: Tensor, sums: MetricSums) -> None:
+        """Means over tokens: the ratio, the share that the clip stops, the size of advantages, the KL (k3)."""
+        assert batch.sampled_logp_T is not None and batch.advantage_T is not None
+        ratio_T = (logp_T - batch.sampled_logp_T).exp()
+        values = (
+            ratio_T,
+            ((ratio_T < 1 - self.loss.clip_low) & (batch.advantage_T < 0)).float(),
+            ((ratio_T > 1 + self.loss.clip_high) & (batch.advantage_T > 0)).float(),
+            batch.advantage_T.abs(),
+        )
+        for name, value_T in zip(TOKEN_METRICS, values, strict=True):
+            sums.add(name, value_T.sum(), batch.n_tokens)
+        if self.loss.kl_coefficient > 0 and batch.reference_logp_T is not None:
+            sums.add("kl", kl_k3(logp_T, batch.reference_logp_T).sum(), batch.n_tokens)
+
+
+def train(config: GrpoConfig, *, console: Console | None = None) -> RunFolder:
+    """Run GRPO as configured; the run's folder then holds adapter, metrics, transcripts, summary and learning curve.
+
+    Continues a run that was stopped, and only shows the figures of one that is finished. Raises UserError for anything
+    the user can mend, before anything is written.
+    """
+    console = console or Console()
+    folder = RunFolder.of(config.run)
+    run = open_run(config, config.run, folder, console)
+    if run is None:
+        print_figures(*stored_figures(folder), labels(config), console=console)
+        return folder
+    with Scorer(config.rewards, config.scoring) as scorer:
+        check_names(config, scorer)
+        prepared = prepare(config, run.runtime)
+        run.begin(config, prepared.notes)
+        result = _learn(config, prepared, scorer, run)
+        if run.runtime.is_main:
+            _finish(config, prepared, scorer, result, run)
+    run.runtime.close()
+    return folder
+
+
+def _learn(config: GrpoConfig, prepared: Prepared, scorer: Scorer, run: Run) -> FitResult:
+    """Rollouts and training."""
+    engine = prepared.engine
+    progress = make_progress(run.console, headline=HEADLINE)
+    source = Rollouts(
+        prepared.train,
+        config=config,
+        engine=engine,
+        encoder=prepared.encoder,
+        scorer=scorer,
+        runtime=run.runtime,
+        say=progress.line,
+    )
+    objective = GrpoObjective(
+        config.loss, config.sampling.temperature, config.loss.constant_length or config.sampling.max_new_tokens
+    )
+    run.runtime.start_trackers("grpo", {"config": str(run.folder.config)})
+    return fit(
+        objective,
+        source,
+        engine=engine,
+        optimizer_section=config.optimizer,
+        run=config.run,
+        runtime=run.runtime,
+        folder=run.folder,
+        progress=progress,
+        title=f"GRPO of {config.model.path}",
+        evaluate=lambda step: held_out_metrics(config, prepared, scorer),
+        evaluate_every=config.eval.every,
+        identity={"base model": engine.policy.base_fingerprint(), "training data": _fingerprint(prepared.train)},
+    )
+
+
+def _fingerprint(prompts: Sequence[Prompt]) -> str:
+    """SHA-256 over ids and columns of all prompts in order."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(f"{prompt.prompt_ids} {json.dumps(prompt.row, sort_keys=True, default=str)}\n".encode())
+    return digest.hexdigest()
+
+
+def _finish(config: GrpoConfig, prepared: Prepared, scorer: Scorer, result: FitResult, run: Run) -> None:
+    """Adapter, held-out figures before and after, summary and learning curve."""
+    folder = run.folder
+    prepared.engine.policy.save(folder.adapter)
+    logged = {name for row in read_metrics(folder.metrics) for name in row}
+    # A run in which nothing could be learned, or nothing was scored, never logged some of them.
+    drawn = [panel for panel in panels(config) if logged.issuperset(panel.lines.values())]
+    learning_curve(folder.metrics, folder.curve, panels=drawn, title=f"GRPO: {folder.path.name}")
+    judged = before_and_after(config, prepared, scorer, folder=folder)
+    sources = (*config.data.train, *config.data.heldout)
+    write_json(
+        folder.summary,
+        {
+            "before": as_json(judged.before),
+            "after": as_json(judged.after),
+            "became_right": judged.became_right,
+            "became_wrong": judged.became_wrong,
+            "train_seconds": round(result.seconds, 2),
+            "steps": result.steps,
+            "tokens": result.tokens,
+            "attention": prepared.engine.method,
+            "reward_faults": scorer.fault_count,
+            "seeds": {"run": config.run.seed},
+            "hashes": {
+                "base_model": prepared.engine.policy.base_fingerprint(),
+                "data": {source: source_hash(source) for source in sources},
+            },
+            "data": {part: report.as_dict() for part, report in prepared.reports.items()},
+            "versions": versions(),
+        },
+    )
+    print_figures(judged.before, judged.after, labels(config), console=run.console)
+    for line in (
+        f"greedy answers that became right: {len(judged.became_right)}, that became wrong: {len(judged.became_wrong)}",
+        f"adapter: {folder.adapter}",
+        f"summary: {folder.summary}",
+        f"learning curve: {folder.curve}",
+    ):
+        run.say(line)
+
+
+def panels(config: GrpoConfig) -> tuple[Panel, ...]:
+    """What the learning curve shows."""
+    last = (
+        Panel(title="KL to the reference (k3)", y_label="nats per token", lines={"KL": "kl"})
+        if config.loss.kl_coefficient > 0
+        else Panel(title="Entropy", y_label="nats per token", lines={"entropy": "entropy"})
+    )
+    return (
+        Panel(title="Reward of rollouts", y_label="weighted sum", lines={"reward": "reward"}),
+        Panel(
+            title="Held-out answers that are right",
+            y_label="share",
+            lines={"sampled": "eval/pass@1"},
+            limits=(0.0, 1.0),
+        ),
+        Panel(title="Length of answers", y_label="tokens", lines={"mean": "completions/mean_length"}),
+        Panel(
+            title="Groups without signal", y_label="share", lines={"share": "frac_reward_zero_std"}, limits=(0.0, 1.0)
+        ),
+        last,
+    )

@@ -1,0 +1,69 @@
+"""What a GRPO run needs besides rewards, loaded and checked before anything is written. Knows no loss and no loop."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from groupwise.data.text import TextEncoder
+from groupwise.errors import UserError
+from groupwise.model.engine import LogprobEngine
+from groupwise.model.policy import Policy, quiet_libraries
+from groupwise.train.runtime import Runtime
+from grpo.config import GrpoConfig
+from grpo.dataset_utils import Prompt, PromptReport, hold_out, load_prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Model and prompts; nothing of it has been written anywhere."""
+
+    engine: LogprobEngine
+    encoder: TextEncoder
+    train: list[Prompt]
+    heldout: list[Prompt]
+    reports: dict[str, PromptReport]
+    notes: list[str]
+
+
+def prepare(config: GrpoConfig, runtime: Runtime) -> Prepared:
+    """Load and check model and prompts; writes nothing. Raises UserError for what the user can mend."""
+    quiet_libraries()
+    policy = Policy.load(config.model, config.lora, seed=config.run.seed, device=runtime.device)
+    data = config.data
+    encoder = TextEncoder(
+        policy.tokenizer,
+        max_prompt_tokens=data.max_prompt_tokens,
+        max_completion_tokens=config.sampling.max_new_tokens,
+    )
+    train, report = load_prompts(data.train, encoder, data, split=data.split)
+    reports = {"train": report}
+    if data.heldout:
+        heldout, reports["heldout"] = load_prompts(data.heldout, encoder, data, split=data.heldout_split)
+        heldout = heldout[: data.heldout_prompts]
+    else:
+        train, heldout = hold_out(train, data.heldout_prompts, seed=config.run.seed)
+    _check_positions(policy, [*train, *heldout], config)
+    engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast)
+    notes = [f"{part}: {line}" for part, report in reports.items() for line in report.lines()]
+    notes += engine.notices
+    if config.lora is None and config.model.dtype == "bfloat16":
+        notes.append(
+            "warning: all weights are trained in bfloat16, which rounds small updates away; "
+            "model.dtype float32 with run.mixed_precision bf16 keeps them"
+        )
+    trained = {prompt.prompt_ids for prompt in train}
+    if leaked := [prompt.key for prompt in heldout if prompt.prompt_ids in trained]:
+        notes.append(f"warning: {len(leaked)} held-out prompts are trained on, for example {leaked[0]}")
+    return Prepared(engine, encoder, train, heldout, reports, notes)
+
+
+def _check_positions(policy: Policy, prompts: Sequence[Prompt], config: GrpoConfig) -> None:
+    """Refuse prompts that leave no room for an answer of the configured length."""
+    positions = policy.positions
+    longest = max(prompts, key=lambda prompt: len(prompt.prompt_ids))
+    length = len(longest.prompt_ids)
+    if positions is not None and length + config.sampling.max_new_tokens > positions:
+        raise UserError(
+            f"sampling.max_new_tokens: {config.sampling.max_new_tokens} after the prompt of {length} tokens at "
+            f"{longest.key} is more than the model's {positions} positions; lower it, or data.max_prompt_tokens "
+            f"(now {config.data.max_prompt_tokens}), which drops long prompts and counts them"
+        )

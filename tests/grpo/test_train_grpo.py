@@ -1,0 +1,219 @@
+"""GRPO from the command line: reward rises, same bytes after any stop, honest about runs that cannot learn."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from groupwise.errors import exit_with_user_errors
+from groupwise.observe.metrics import read_metrics
+from groupwise.train import loop
+from grpo import eval, train_grpo
+
+CONFIG = """
+model: {path: MODEL}
+lora: {rank: 4}
+data: {train: [DATA], heldout_prompts: 4}
+rewards: [{name: "REWARD", weight: 2.0}]
+sampling: {max_new_tokens: 6}
+rollout: {completions_per_prompt: 4}
+loss: {kl_coefficient: 0.04}
+optimizer: {learning_rate: 2.0e-2, warmup_steps: 1}
+run: {name: run, folder: RUNS, groups_per_step: 5, tokens_per_forward: 150, checkpoint_every: 2, keep_checkpoints: 9}
+steps: 6
+eval: {every: 3, samples_per_prompt: 2, threshold: 0.5}
+"""
+REWARDS = """
+def even(rows, completions):
+    "Share of even token ids."
+    return [sum(i % 2 == 0 for i in c.token_ids) / len(c.token_ids) for c in completions]
+
+def nothing(rows, completions):
+    return [0.0 for _ in completions]
+
+def broken(rows, completions):
+    raise ValueError("no idea")
+"""
+OFF_POLICY = ("--rollout.updates", "2", "--rollout.minibatches", "2")
+
+Command = Callable[..., list[str]]
+
+
+@pytest.fixture
+def command(tmp_path: Path, tiny_model: Path) -> Command:
+    """Arguments of a small run."""
+    data = tmp_path / "prompts.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"We saw film number {i}.", "n": i}) + "\n" for i in range(40)))
+    (tmp_path / "rewards.py").write_text(REWARDS)
+
+    def arguments(*flags: str, runs: str = "runs", reward: str = "even") -> list[str]:
+        text = CONFIG.replace("MODEL", str(tiny_model)).replace("DATA", str(data))
+        text = text.replace("RUNS", str(tmp_path / runs)).replace("REWARD", f"{tmp_path}/rewards.py:{reward}")
+        file = tmp_path / "config.yaml"
+        file.write_text(text)
+        return ["--config", str(file), *flags]
+
+    return arguments
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+
+
+def timeless(metrics: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "tokens_per_second"} for row in metrics]
+
+
+def test_reward_rises_and_a_run_leaves_everything_a_person_needs(command: Command, tmp_path: Path) -> None:
+    learns_fast = ("--lora", "null", "--optimizer.learning_rate", "5e-3")
+    train_grpo.main(command("--steps", "25", "--run.groups_per_step", "12", *learns_fast))
+    run = tmp_path / "runs" / "run"
+    metrics = read_metrics(run / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == list(range(1, 26))
+    assert metrics[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert metrics[0]["ratio"] == pytest.approx(1, abs=1e-5)
+    assert metrics[0]["clip_ratio/high"] == 0
+    assert metrics[0]["reward"] == pytest.approx(2 * metrics[0]["rewards/even/mean"])
+    # Invariant 9: about half of a random model's ids are even; at the end nearly all are.
+    assert metrics[0]["rewards/even/mean"] < 0.65
+    assert metrics[-1]["rewards/even/mean"] > 0.8
+    assert metrics[-1]["kl"] > 0.1
+    summary = json.loads((run / "summary.json").read_text())
+    wanted = {"greedy", "pass@1", "pass@2", "maj@2", "completions/mean_length", "kl/sequence"}
+    assert wanted <= summary["before"].keys() == summary["after"].keys()
+    assert summary["after"]["pass@1"]["low"] > summary["before"]["pass@1"]["value"]
+    assert summary["before"]["kl/sequence"]["value"] == pytest.approx(0, abs=1e-5)
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 4 and len(samples[0]["after"]["sampled"]) == 2
+    assert (run / "learning_curve.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("stop", "flags"),
+    [(1, ()), (3, ()), (1, OFF_POLICY), (2, OFF_POLICY), (3, OFF_POLICY), (5, OFF_POLICY)],
+)
+def test_a_stopped_and_continued_run_has_the_same_bytes(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, flags: tuple[str, ...]
+) -> None:
+    """Invariant 6; with several updates and minibatches a stop falls into a rollout that is still learned from."""
+    train_grpo.main(command(*flags, runs="straight"))
+
+    class Stopped(Exception):
+        pass
+
+    step = loop.optimizer_step
+    steps = 0
+
+    def interrupted(*args: object, **options: object) -> dict[str, float]:
+        nonlocal steps
+        if steps == stop:
+            raise Stopped
+        steps += 1
+        return step(*args, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "optimizer_step", interrupted)
+        with pytest.raises(Stopped):
+            train_grpo.main(command(*flags, runs="continued"))
+    train_grpo.main(command(*flags, runs="continued"))
+    straight, continued = tmp_path / "straight" / "run", tmp_path / "continued" / "run"
+    assert digests(continued / "adapter") == digests(straight / "adapter")
+    last = "checkpoints/step-000006"
+    for file in ("optimizer.safetensors", "rollout-groups.safetensors", "rollout-state.json"):
+        assert digests(continued / last)[file] == digests(straight / last)[file]
+    assert timeless(read_metrics(continued / "metrics.jsonl")) == timeless(read_metrics(straight / "metrics.jsonl"))
+    assert (continued / "transcripts.jsonl").read_bytes() == (straight / "transcripts.jsonl").read_bytes()
+
+
+def test_several_updates_leave_the_policy_that_sampled(command: Command, tmp_path: Path) -> None:
+    """Steps on a used rollout have ratios other than 1; a new rollout is on policy again."""
+    train_grpo.main(command(*OFF_POLICY, "--steps", "5"))
+    metrics = read_metrics(tmp_path / "runs" / "run" / "metrics.jsonl")
+    assert metrics[0]["ratio"] == pytest.approx(1, abs=1e-5) and metrics[4]["ratio"] == pytest.approx(1, abs=1e-5)
+    assert all(abs(row["ratio"] - 1) > 1e-4 or row["clip_ratio/high"] > 0 for row in metrics[1:4])
+    assert ["reward" in row for row in metrics] == [True, False, False, False, True]
+
+
+def test_a_run_without_signal_says_so_and_moves_nothing(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_grpo.main(command(reward="nothing"))
+    text = capsys.readouterr().out
+    assert "0 of 5 groups have answers of different reward" in text and "completions per prompt" in text
+    metrics = read_metrics(tmp_path / "runs" / "run" / "metrics.jsonl")
+    assert all(row["frac_reward_zero_std"] == 1 and row["groups/used"] == 0 for row in metrics)
+    summary = json.loads((tmp_path / "runs" / "run" / "summary.json").read_text())
+    assert summary["after"] == summary["before"]
+
+
+def test_faults_of_rewards_are_shown_and_counted(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_grpo.main(command("--steps", "2", reward="broken"))
+    text = capsys.readouterr().out
+    assert "no idea" in text and "We saw film number" in text
+    metrics = read_metrics(tmp_path / "runs" / "run" / "metrics.jsonl")
+    assert [row["rewards/faults"] for row in metrics] == [20, 20]
+    assert [row["completions/skipped"] for row in metrics] == [20, 20]
+    assert json.loads((tmp_path / "runs" / "run" / "summary.json").read_text())["reward_faults"] >= 40
+
+
+def test_refills_are_bounded_and_counted(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Dynamic sampling asks new prompts in place of groups without signal, and stops at its bound."""
+    train_grpo.main(command("--steps", "2", "--rollout.most_refills", "3", reward="nothing"))
+    text = capsys.readouterr().out
+    assert "after 3 refills" in text
+    metrics = read_metrics(tmp_path / "runs" / "run" / "metrics.jsonl")
+    assert [row["rollout/refills"] for row in metrics] == [3, 3]
+    assert [row["groups/no_signal"] for row in metrics] == [20, 20]
+
+
+def test_refills_make_a_step_full(command: Command, tmp_path: Path) -> None:
+    """With two completions of two tokens many groups are equal; refilled steps learn from as many as asked for."""
+    flags = ("--sampling.max_new_tokens", "2", "--rollout.completions_per_prompt", "2", "--steps", "3")
+    train_grpo.main(command(*flags, runs="plain"))
+    train_grpo.main(command(*flags, "--rollout.most_refills", "50", runs="refilled"))
+    plain = read_metrics(tmp_path / "plain" / "run" / "metrics.jsonl")
+    refilled = read_metrics(tmp_path / "refilled" / "run" / "metrics.jsonl")
+    assert any(row["groups/used"] < 5 for row in plain)
+    assert [row["groups/used"] for row in refilled] == [5, 5, 5]
+
+
+def test_eval_reproduces_the_figures_of_the_run(command: Command, tmp_path: Path) -> None:
+    train_grpo.main(command())
+    run = tmp_path / "runs" / "run"
+    before = json.loads((run / "summary.json").read_text())
+    samples = (run / "samples.jsonl").read_bytes()
+    eval.main([str(run)])
+    after = json.loads((run / "summary.json").read_text())
+    assert after == before
+    assert (run / "samples.jsonl").read_bytes() == samples
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        (("--rollout.completions_per_prompt", "1"), "rollout.completions_per_prompt"),
+        (("--loss.preset", "gpro"), "grpo"),
+        (("--loss.kl_coeficient", "0.1"), "loss.kl_coefficient"),
+        (("--rewards", "[{name: exact_anser}]"), "exact_answer"),
+        (("--rewards", "[]"), "rewards"),
+        (("--data.train", "[nowhere.jsonl]"), "nowhere.jsonl"),
+        (("--data.columns", "{prompt: question}"), "question"),
+        (("--data.template", "Question"), "{prompt}"),
+        (("--sampling.max_new_tokens", "500"), "sampling.max_new_tokens"),
+        (("--eval.correct", "odd"), "eval.correct"),
+    ],
+)
+def test_mistakes_get_one_clear_error_and_nothing_is_written(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], wanted: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped, exit_with_user_errors():
+        train_grpo.main(command(*flags))
+    assert stopped.value.code == 2
+    assert wanted in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
