@@ -1,4 +1,4 @@
-# make demo   sets everything up and runs DPO on the embedded default
+# make demo   sets everything up and runs DPO, then GRPO, on the embedded default
 # make test   sets everything up, lints, and passes the tests
 PYTHON ?= python3
 VENV := .venv
@@ -19,6 +19,7 @@ $(VENV)/ready-dev: $(VENV)/ready requirements-dev.txt
 
 demo: $(VENV)/ready
 	$(RUN) dpo/train_dpo.py
+	$(RUN) grpo/train_grpo.py
 
 lint: $(VENV)/ready-dev
 	$(VENV)/bin/ruff check .

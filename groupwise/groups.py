@@ -24,8 +24,8 @@ class Completion:
     the same where some tokens could not be drawn (top-k and the like), so that the others share their probability;
     `reference_logp` under the frozen reference. `advantage` is what a policy gradient weighs each token by, [T].
 
-    >>> Completion(token_ids=(5, 7, 0), finished=True, score=1.0)
-    Completion(token_ids=(5, 7, 0), finished=True, score=1.0, sampled_logp=None, drawn_logp=None, reference_logp=None, advantage=None)
+    >>> Completion(token_ids=(5, 7, 0), finished=True, score=1.0)  # doctest: +ELLIPSIS
+    Completion(token_ids=(5, 7, 0), finished=True, score=1.0, sampled_logp=None, ...)
     >>> Completion(token_ids=(), finished=False, score=1.0)
     Traceback (most recent call last):
     ValueError: a completion needs at least one token

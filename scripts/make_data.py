@@ -517,24 +517,23 @@ def longer_wins_auc(pairs: Sequence[ReviewPair]) -> float:
     return wins / (len(chosen) * len(rejected))
 
 
-def write(out: Path, *, seed: int, train: int, heldout: int) -> str:
+def write(out: Path, *, seed: int, train_pairs: int, train_problems: int, heldout: int) -> str:
     """Write all three files under `out` and say what they hold."""
-    train_pairs, heldout_pairs = reviews(seed, train, heldout)
-    train_problems, heldout_problems = problems(seed, train, heldout)
+    pairs, heldout_pairs = reviews(seed, train_pairs, heldout)
+    asked, heldout_asked = problems(seed, train_problems, heldout)
     (out / "raw").mkdir(parents=True, exist_ok=True)
-    for name, pairs in (("reviews.jsonl", train_pairs), ("reviews_heldout.jsonl", heldout_pairs)):
-        lines = "".join(json.dumps(asdict(pair)) + "\n" for pair in pairs)
+    for name, part in (("reviews.jsonl", pairs), ("reviews_heldout.jsonl", heldout_pairs)):
+        lines = "".join(json.dumps(asdict(pair)) + "\n" for pair in part)
         (out / "raw" / name).write_text(lines, encoding="utf-8", newline="\n")
     rows = [
         json.dumps({**asdict(item), "split": split})
-        for split, items in (("train", train_problems), ("heldout", heldout_problems))
+        for split, items in (("train", asked), ("heldout", heldout_asked))
         for item in items
     ]
     (out / "prompts.json").write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8", newline="\n")
     return (
-        f"{len(train_pairs)} + {len(heldout_pairs)} preference pairs, "
-        f"longer-wins AUC {longer_wins_auc(train_pairs):.3f}; "
-        f"{len(train_problems)} + {len(heldout_problems)} word problems; in {out}"
+        f"{len(pairs)} + {len(heldout_pairs)} preference pairs, longer-wins AUC {longer_wins_auc(pairs):.3f}; "
+        f"{len(asked)} + {len(heldout_asked)} word problems; in {out}"
     )
 
 
@@ -544,10 +543,11 @@ def main() -> None:
         "--out", type=Path, default=Path(__file__).resolve().parent.parent / "data", help="folder to write"
     )
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--train", type=int, default=2000, help="training pairs, and training problems")
+    parser.add_argument("--train-pairs", type=int, default=4000)
+    parser.add_argument("--train-problems", type=int, default=2000)
     parser.add_argument("--heldout", type=int, default=256, help="held-out pairs, and held-out problems")
     args = parser.parse_args()
-    print(write(args.out, seed=args.seed, train=args.train, heldout=args.heldout))
+    print(write(args.out, seed=args.seed, train_pairs=args.train_pairs, train_problems=args.train_problems, heldout=args.heldout))
 
 
 if __name__ == "__main__":

@@ -53,15 +53,20 @@ def rollout(engine: LogprobEngine, count: int = 6) -> list[Group]:
     ]
 
 
-@pytest.fixture
-def engine(tiny_model: Path) -> LogprobEngine:
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
-    policy = Policy(model, AutoTokenizer.from_pretrained(tiny_model), lora=LoraSection(rank=4))
+def make_engine(folder: Path) -> LogprobEngine:
+    """The tiny model in float64, its adapter away from the start."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    policy = Policy(model, AutoTokenizer.from_pretrained(folder), lora=LoraSection(rank=4))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for p in policy.trainable().values():
             p.add_(torch.randn(p.shape, generator=generator, dtype=p.dtype) * 0.05)
     return LogprobEngine(policy)
+
+
+@pytest.fixture
+def engine(tiny_model: Path) -> LogprobEngine:
+    return make_engine(tiny_model)
 
 
 def gradient(engine: LogprobEngine, groups: list[Group], preset: str, tokens: int) -> tuple[Tensor, dict[str, float]]:

@@ -1,0 +1,83 @@
+"""One process or two, joined by gloo: the same gradient, the same run."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+GRPO = """
+model: {path: MODEL}
+lora: {rank: 4}
+data: {train: [DATA], heldout_prompts: 3}
+rewards: [{name: length, options: {unit: characters, scale: 20}}]
+sampling: {max_new_tokens: 5}
+rollout: {completions_per_prompt: 3}
+optimizer: {learning_rate: 1.0e-2, warmup_steps: 1}
+run: {name: run, folder: RUNS, groups_per_step: 5, checkpoint_every: 2}
+steps: 3
+eval: {every: 0, samples_per_prompt: 2, threshold: 0.5}
+"""
+
+
+def run_processes(count: int, arguments: list[str]) -> None:
+    """Start a program in several processes as `accelerate launch --cpu` does, one thread each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = os.environ | {
+        "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    started = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    outputs = [process.communicate(timeout=240)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * count, "\n".join(outputs)
+
+
+def test_the_gradient_of_a_step_is_the_same_for_each_preset(tiny_model: Path, tmp_path: Path) -> None:
+    """Each process once divided by its own count; half the groups then weighed as much as all of them."""
+    for count in (1, 2):
+        (tmp_path / str(count)).mkdir()
+        run_processes(count, ["tests/train/process_gradient.py", str(tiny_model), str(tmp_path / str(count))])
+    for preset in ("grpo", "dr_grpo", "dapo"):
+        one, two = (load_file(tmp_path / str(count) / f"{preset}.safetensors") for count in (1, 2))
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            assert torch.allclose(two[name], value, rtol=1e-9, atol=1e-13), (preset, name)
+        assert max(value.abs().max().item() for name, value in one.items() if name != "metrics") > 1e-6
+
+
+@pytest.mark.parametrize("updates", ["1", "2"])
+def test_a_whole_run_is_the_same_to_rounding(tiny_model: Path, tmp_path: Path, updates: str) -> None:
+    """Rollouts are shared by prompts whose random numbers are their own, so both runs see the same answers."""
+    data = tmp_path / "prompts.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"We saw film number {i}."}) + "\n" for i in range(30)))
+    adapters: list[dict[str, torch.Tensor]] = []
+    for count in (1, 2):
+        runs = tmp_path / f"runs{count}"
+        config = tmp_path / f"config{count}.yaml"
+        config.write_text(
+            GRPO.replace("MODEL", str(tiny_model)).replace("DATA", str(data)).replace("RUNS", str(runs))
+        )
+        run_processes(count, ["grpo/train_grpo.py", "--config", str(config), "--rollout.updates", updates])
+        adapters.append(load_file(runs / "run" / "adapter" / "adapter_model.safetensors"))
+        assert (runs / "run" / "summary.json").is_file()
+    for name, value in adapters[0].items():
+        assert torch.allclose(adapters[1][name], value, atol=2e-4), name
+    assert any(value.abs().max() > 0 for name, value in adapters[0].items() if "lora_B" in name)
