@@ -121,7 +121,12 @@ def draw_samples(
         seed=config.run.seed,
     )
     sampled = [group.replace_completions(completions) for group, completions in zip(groups, drawn, strict=True)]
-    logratios = sequence_logratios(engine, sampled, tokens_per_forward=config.run.tokens_per_forward)
+    logratios = sequence_logratios(
+        engine,
+        sampled,
+        tokens_per_forward=config.run.tokens_per_forward,
+        temperature=config.sampling.temperature,
+    )
     decode: Callable[[Sequence[int]], str] = lambda ids: str(  # noqa: E731
         engine.policy.tokenizer.decode(list(ids), skip_special_tokens=True)
     )

@@ -24,12 +24,21 @@ def exit_with_user_errors() -> Generator[None, None, None]:
     try:
         yield
     except UserError as error:
-        indented = str(error).replace("\n", "\n       ")
+        indented = printable(str(error)).replace("\n", "\n       ")
         print(f"error: {indented}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def printable(text: str) -> str:
+    """A text without control characters but line breaks: what comes from data must not move the cursor.
+
+    >>> printable("a\x1b[2Jb\\nc")
+    'a [2Jb\\nc'
+    """
+    return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
 
 
 def listed(problems: Sequence[str], *, most: int = 20) -> str:

@@ -21,10 +21,13 @@ from groupwise.model.engine import sequence_logratios
 from groupwise.model.sampling import SamplingParams
 from groupwise.observe.statistics import mean_interval, share_interval
 from groupwise.observe.summary import Figures, as_json, print_figures
+from groupwise.rewards.answers import marked_answer, number_of
+from groupwise.rewards.protocol import Answer
 from groupwise.rewards.scorer import Scorer
 from groupwise.train.run_folder import RunFolder, write_json, write_text
 from groupwise.train.runtime import Runtime
 from grpo.config import GrpoConfig
+from grpo.faults import FaultLog
 from grpo.prepare import Prepared, prepare
 from grpo.rollouts import as_answers, draw_answers
 
@@ -34,17 +37,22 @@ class Judged:
     """One completion of a held-out prompt, and whether it is right."""
 
     text: str
-    right: bool
+    right: bool | None  # None: its reward had no opinion, or failed
+    vote: str | None  # what it counts as in a majority; None: it has no answer
     tokens: int
     finished: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Figures before and after, and the keys of the prompts whose greedy answer changed its worth."""
+    """Figures before and after, and the keys of the prompts whose greedy answer changed its worth.
+
+    `unjudged` counts the completions, before and after, that no reward could judge; they are in no figure.
+    """
 
     before: Figures
     after: Figures
+    unjudged: tuple[int, int]
     became_right: list[str]
     became_wrong: list[str]
 
@@ -103,72 +111,109 @@ def labels(config: GrpoConfig) -> dict[str, str]:
 
 def held_out_metrics(config: GrpoConfig, prepared: Prepared, scorer: Scorer) -> dict[str, float]:
     """One sampled answer per held-out prompt: how many are right, with its interval, as flat numbers."""
-    answered = _judge(config, prepared, scorer, n=1, params=SamplingParams.of(config.sampling))
-    return share_interval([float(own[0].right) for own in answered[0]]).as_metrics("pass@1")
+    judged, _ = _judge(config, prepared, scorer, n=1, params=SamplingParams.of(config.sampling))
+    rights = [float(own[0].right) for own in judged if own[0].right is not None]
+    return share_interval(rights).as_metrics("pass@1") if rights else {}
 
 
 def before_and_after(config: GrpoConfig, prepared: Prepared, scorer: Scorer, *, folder: RunFolder) -> Comparison:
-    """Judge reference and policy on the same prompts with the same random numbers; writes samples.jsonl."""
+    """Judge reference and policy on the same prompts with the same random numbers; writes samples.jsonl.
+
+    Every process does its share of the prompts and gets all the figures; the main one writes. Raises UserError when
+    the reward `eval.correct` could judge nothing.
+    """
     with prepared.engine.policy.reference():
-        before, greedy_before, sampled_before = _figures(config, prepared, scorer)
-    after, greedy_after, sampled_after = _figures(config, prepared, scorer)
-    lines = [
-        json.dumps(
-            {
-                "key": prompt.key,
-                "prompt": prepared.encoder.decode(prompt.prompt_ids),
-                "before": {"greedy": _shown(greedy_before[i]), "sampled": [_shown(one) for one in sampled_before[i]]},
-                "after": {"greedy": _shown(greedy_after[i]), "sampled": [_shown(one) for one in sampled_after[i]]},
-            },
-            ensure_ascii=False,
-        )
-        for i, prompt in enumerate(prepared.heldout)
-    ]
-    write_text(folder.path / "samples.jsonl", "\n".join(lines) + "\n")
-    changed = list(zip(prepared.heldout, greedy_before, greedy_after, strict=True))
+        before = _answered(config, prepared, scorer)
+    after = _answered(config, prepared, scorer)
+    if prepared.runtime.is_main:
+        lines = [
+            json.dumps(
+                {
+                    "key": prompt.key,
+                    "prompt": prepared.encoder.decode(prompt.prompt_ids),
+                    "before": {"greedy": _shown(before.greedy[i]), "sampled": [_shown(a) for a in before.sampled[i]]},
+                    "after": {"greedy": _shown(after.greedy[i]), "sampled": [_shown(a) for a in after.sampled[i]]},
+                },
+                ensure_ascii=False,
+            )
+            for i, prompt in enumerate(prepared.heldout)
+        ]
+        write_text(folder.path / "samples.jsonl", "\n".join(lines) + "\n")
+    changed = list(zip(prepared.heldout, before.greedy, after.greedy, strict=True))
     return Comparison(
-        before,
-        after,
-        became_right=[prompt.key for prompt, b, a in changed if a.right and not b.right],
-        became_wrong=[prompt.key for prompt, b, a in changed if b.right and not a.right],
+        before.figures(config),
+        after.figures(config),
+        unjudged=(before.unjudged, after.unjudged),
+        became_right=[prompt.key for prompt, b, a in changed if a.right and b.right is False],
+        became_wrong=[prompt.key for prompt, b, a in changed if b.right and a.right is False],
     )
 
 
-def _figures(
-    config: GrpoConfig, prepared: Prepared, scorer: Scorer
-) -> tuple[Figures, list[Judged], list[list[Judged]]]:
-    """All figures of the active network, its greedy answers and its sampled ones."""
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """What one network answers to the held-out prompts; `logratios` holds one number per sample, nats."""
+
+    greedy: list[Judged]
+    sampled: list[list[Judged]]
+    logratios: list[list[float]]
+
+    @property
+    def unjudged(self) -> int:
+        return sum(one.right is None for own in (self.greedy, *self.sampled) for one in own)
+
+    def figures(self, config: GrpoConfig) -> Figures:
+        """Every figure with its interval over prompts; one with an answer that nobody could judge is left out."""
+        n = config.eval.samples_per_prompt
+        greedy = [float(one.right) for one in self.greedy if one.right is not None]
+        judged = [own for own in self.sampled if all(one.right is not None for one in own)]
+        if not greedy or not judged:
+            raise UserError(
+                f"eval.correct: the reward {config.eval.correct or config.rewards[0].name} could judge "
+                f"{'no greedy answer' if not greedy else 'the samples of no prompt'}; the faults are in faults.jsonl"
+            )
+        rights = [sum(bool(one.right) for one in own) for own in judged]
+        found: Figures = {
+            "greedy": share_interval(greedy),
+            "pass@1": mean_interval([right / n for right in rights]),
+        }
+        if n > 1:
+            found[f"pass@{n}"] = share_interval([pass_at_k(n, right, n) for right in rights])
+            if config.eval.answer_marker is not None:
+                found[f"maj@{n}"] = mean_interval(
+                    [majority_is_right([a.vote for a in own], [bool(a.right) for a in own]) for own in judged]
+                )
+        found["completions/mean_length"] = mean_interval([sum(a.tokens for a in own) / n for own in self.sampled])
+        found["completions/clipped_ratio"] = share_interval(
+            [sum(not a.finished for a in own) / n for own in self.sampled]
+        )
+        found["kl/sequence"] = mean_interval([sum(own) / n for own in self.logratios])
+        return found
+
+
+def _answered(config: GrpoConfig, prepared: Prepared, scorer: Scorer) -> _Answered:
+    """Greedy answers and samples of the active network to all held-out prompts."""
     n = config.eval.samples_per_prompt
     params = SamplingParams.of(config.sampling)
     greedy, _ = _judge(config, prepared, scorer, n=1, params=replace(params, temperature=0.0))
     sampled, groups = _judge(config, prepared, scorer, n=n, params=params)
-    logratios = list(sequence_logratios(prepared.engine, groups, tokens_per_forward=config.run.tokens_per_forward))
-    rights = [sum(one.right for one in own) for own in sampled]
-    figures: Figures = {
-        "greedy": share_interval([float(own[0].right) for own in greedy]),
-        "pass@1": mean_interval([right / n for right in rights]),
-    }
-    if n > 1:
-        figures[f"pass@{n}"] = share_interval([pass_at_k(n, right, n) for right in rights])
-        if config.eval.answer_marker is not None:
-            marker = config.eval.answer_marker
-            figures[f"maj@{n}"] = mean_interval(
-                [
-                    majority_is_right([_answer(one.text, marker) for one in own], [one.right for one in own])
-                    for own in sampled
-                ]
-            )
-    figures["completions/mean_length"] = mean_interval([sum(one.tokens for one in own) / n for own in sampled])
-    figures["completions/clipped_ratio"] = share_interval([sum(not one.finished for one in own) / n for own in sampled])
-    figures["kl/sequence"] = mean_interval([sum(logratios[i * n : (i + 1) * n]) / n for i in range(len(sampled))])
-    return figures, [own[0] for own in greedy], sampled
+    mine = list(
+        sequence_logratios(
+            prepared.engine,
+            prepared.runtime.share(groups),
+            tokens_per_forward=config.run.tokens_per_forward,
+            temperature=config.sampling.temperature,
+        )
+    )
+    logratios = prepared.runtime.gather([mine[start : start + n] for start in range(0, len(mine), n)])
+    return _Answered([own[0] for own in greedy], sampled, logratios)
 
 
 def _judge(
     config: GrpoConfig, prepared: Prepared, scorer: Scorer, *, n: int, params: SamplingParams
 ) -> tuple[list[list[Judged]], list[Group]]:
     """Completions of every held-out prompt from the active network, the same random numbers at every call."""
-    prompts = prepared.heldout
+    numbers = prepared.runtime.share(range(len(prepared.heldout)))
+    prompts = [prepared.heldout[number] for number in numbers]
     drawn = draw_answers(
         prepared.engine,
         prepared.encoder,
@@ -176,15 +221,20 @@ def _judge(
         n=n,
         params=params,
         seed=config.run.seed + 1,  # other numbers than the rollouts'
-        streams=range(len(prompts)),
+        streams=numbers,
     )
     rows, answers = as_answers(prepared.encoder, prompts, drawn)
-    values = scorer.score(rows, answers).by_reward
-    worth = values[config.eval.correct or next(iter(values))]
+    scored = scorer.score(rows, answers, counted=False)
+    prepared.faults.note(prepared.runtime.gather(scored.faults), phase="eval")
+    worth = scored.by_reward[config.eval.correct or next(iter(scored.by_reward))]
+    marker = config.eval.answer_marker
     flat = [
-        # An answer that its reward could not judge is not right.
         Judged(
-            answer.text, value is not None and value >= config.eval.threshold, len(answer.token_ids), answer.finished
+            text=answer.text,
+            right=None if value is None else value >= config.eval.threshold,
+            vote=None if marker is None else vote(answer, marker),
+            tokens=len(answer.token_ids),
+            finished=answer.finished,
         )
         for answer, value in zip(answers, worth, strict=True)
     ]
@@ -192,12 +242,20 @@ def _judge(
         Group(key=prompt.key, prompt_ids=prompt.prompt_ids, completions=tuple(own))
         for prompt, own in zip(prompts, drawn, strict=True)
     ]
-    return [flat[start : start + n] for start in range(0, len(flat), n)], groups
+    judged = [flat[start : start + n] for start in range(0, len(flat), n)]
+    return prepared.runtime.gather(judged), prepared.runtime.gather(groups)
 
 
-def _answer(text: str, marker: str) -> str | None:
-    """What follows the last marker, or None."""
-    return text.rpartition(marker)[2].strip() if marker in text else None
+def vote(answer: Answer, marker: str) -> str | None:
+    """What a completion counts as in a majority: its marked answer, one writing for all writings of a number.
+
+    >>> texts = ("#### 18.0\\nso", "#### x", "")
+    >>> [vote(Answer(text=text, token_ids=(), finished=True, group=0), "#### ") for text in texts]
+    ['18', 'x', None]
+    """
+    given = marked_answer(answer, marker)
+    number = None if given is None else number_of(given)
+    return given if number is None else str(number)
 
 
 def _shown(one: Judged) -> dict[str, object]:
@@ -214,7 +272,8 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"{file}: is missing, so {folder.path} is no finished run")
     config = load_config(GrpoConfig, folder.config)
     with Scorer(config.rewards, config.scoring) as scorer:
-        prepared = prepare(config, Runtime(mixed_precision=config.run.mixed_precision))
+        faults = FaultLog(folder.faults, print)
+        prepared = prepare(config, scorer, Runtime(mixed_precision=config.run.mixed_precision), faults)
         summary = json.loads(folder.summary.read_text())
         if prepared.engine.policy.base_fingerprint() != summary["hashes"]["base_model"]:
             raise UserError(f"model.path: {config.model.path} is not the model that {folder.path} was trained from")
@@ -225,6 +284,7 @@ def main(argv: Sequence[str]) -> None:
         "after": as_json(judged.after),
         "became_right": judged.became_right,
         "became_wrong": judged.became_wrong,
+        "unjudged": judged.unjudged,
     }
     write_json(folder.summary, summary)
     print_figures(judged.before, judged.after, labels(config), console=Console())

@@ -18,7 +18,7 @@ from groupwise.data.rows import source_hash
 from groupwise.model.engine import TokenScores
 from groupwise.observe.figure import Panel, learning_curve
 from groupwise.observe.metrics import MetricSums, read_metrics
-from groupwise.observe.progress import make_progress
+from groupwise.observe.progress import Progress, make_progress
 from groupwise.observe.summary import as_json, print_figures, stored_figures
 from groupwise.observe.versions import versions
 from groupwise.rewards.scorer import Scorer
@@ -28,7 +28,8 @@ from groupwise.train.run import Run, open_run
 from groupwise.train.run_folder import RunFolder, write_json
 from grpo.config import GrpoConfig, GrpoLossSection
 from grpo.dataset_utils import Prompt
-from grpo.eval import before_and_after, check_names, held_out_metrics, labels
+from grpo.eval import Comparison, before_and_after, check_names, held_out_metrics, labels
+from grpo.faults import FaultLog
 from grpo.losses import grpo_token_loss, kl_k3
 from grpo.prepare import Prepared, prepare
 from grpo.rollouts import Rollouts
@@ -118,19 +119,25 @@ def train(config: GrpoConfig, *, console: Console | None = None) -> RunFolder:
         return folder
     with Scorer(config.rewards, config.scoring) as scorer:
         check_names(config, scorer)
-        prepared = prepare(config, run.runtime)
+        progress = make_progress(run.console, headline=HEADLINE)
+        faults = FaultLog(folder.faults, progress.line, writes=run.runtime.is_main)
+        prepared = prepare(config, scorer, run.runtime, faults)
         run.begin(config, prepared.notes)
-        result = _learn(config, prepared, scorer, run)
+        result, fault_count = _learn(config, prepared, scorer, progress, run)
         if run.runtime.is_main:
-            _finish(config, prepared, scorer, result, run)
+            prepared.engine.policy.save(folder.adapter)
+        judged = before_and_after(config, prepared, scorer, folder=folder)
+        if run.runtime.is_main:
+            _finish(config, prepared, judged, result, fault_count, run)
     run.runtime.close()
     return folder
 
 
-def _learn(config: GrpoConfig, prepared: Prepared, scorer: Scorer, run: Run) -> FitResult:
-    """Rollouts and training."""
+def _learn(
+    config: GrpoConfig, prepared: Prepared, scorer: Scorer, progress: Progress, run: Run
+) -> tuple[FitResult, int]:
+    """Rollouts and training; also how many faults rewards had in the rollouts."""
     engine = prepared.engine
-    progress = make_progress(run.console, headline=HEADLINE)
     source = Rollouts(
         prepared.train,
         config=config,
@@ -138,13 +145,13 @@ def _learn(config: GrpoConfig, prepared: Prepared, scorer: Scorer, run: Run) -> 
         encoder=prepared.encoder,
         scorer=scorer,
         runtime=run.runtime,
-        say=progress.line,
+        faults=prepared.faults,
     )
     objective = GrpoObjective(
         config.loss, config.sampling.temperature, config.loss.constant_length or config.sampling.max_new_tokens
     )
     run.runtime.start_trackers("grpo", {"config": str(run.folder.config)})
-    return fit(
+    result = fit(
         objective,
         source,
         engine=engine,
@@ -156,8 +163,13 @@ def _learn(config: GrpoConfig, prepared: Prepared, scorer: Scorer, run: Run) -> 
         title=f"GRPO of {config.model.path}",
         evaluate=lambda step: held_out_metrics(config, prepared, scorer),
         evaluate_every=config.eval.every,
-        identity={"base model": engine.policy.base_fingerprint(), "training data": _fingerprint(prepared.train)},
+        identity={
+            "base model": engine.policy.base_fingerprint(),
+            "training data": _fingerprint(prepared.train),
+            "file of a reward": scorer.fingerprint(),
+        },
     )
+    return result, source.faults
 
 
 def _fingerprint(prompts: Sequence[Prompt]) -> str:
@@ -168,15 +180,15 @@ def _fingerprint(prompts: Sequence[Prompt]) -> str:
     return digest.hexdigest()
 
 
-def _finish(config: GrpoConfig, prepared: Prepared, scorer: Scorer, result: FitResult, run: Run) -> None:
-    """Adapter, held-out figures before and after, summary and learning curve."""
+def _finish(
+    config: GrpoConfig, prepared: Prepared, judged: Comparison, result: FitResult, faults: int, run: Run
+) -> None:
+    """Summary and learning curve."""
     folder = run.folder
-    prepared.engine.policy.save(folder.adapter)
     logged = {name for row in read_metrics(folder.metrics) for name in row}
     # A run in which nothing could be learned, or nothing was scored, never logged some of them.
     drawn = [panel for panel in panels(config) if logged.issuperset(panel.lines.values())]
     learning_curve(folder.metrics, folder.curve, panels=drawn, title=f"GRPO: {folder.path.name}")
-    judged = before_and_after(config, prepared, scorer, folder=folder)
     sources = (*config.data.train, *config.data.heldout)
     write_json(
         folder.summary,
@@ -189,7 +201,8 @@ def _finish(config: GrpoConfig, prepared: Prepared, scorer: Scorer, result: FitR
             "steps": result.steps,
             "tokens": result.tokens,
             "attention": prepared.engine.method,
-            "reward_faults": scorer.fault_count,
+            "reward_faults": faults,
+            "unjudged": judged.unjudged,
             "seeds": {"run": config.run.seed},
             "hashes": {
                 "base_model": prepared.engine.policy.base_fingerprint(),
@@ -200,6 +213,15 @@ def _finish(config: GrpoConfig, prepared: Prepared, scorer: Scorer, result: FitR
         },
     )
     print_figures(judged.before, judged.after, labels(config), console=run.console)
+    if sum(judged.unjudged):
+        run.say(f"warning: {sum(judged.unjudged)} held-out answers could not be judged and are in no figure")
+    shares = {judged.before["pass@1"].value, judged.after["pass@1"].value}
+    if shares in ({0.0}, {1.0}):
+        worth = "right" if shares == {1.0} else "wrong"
+        run.say(
+            f"warning: every judged sample is {worth}, before and after; is eval.threshold {config.eval.threshold:g} "
+            "what this reward gives a right answer?"
+        )
     for line in (
         f"greedy answers that became right: {len(judged.became_right)}, that became wrong: {len(judged.became_wrong)}",
         f"adapter: {folder.adapter}",

@@ -1,4 +1,4 @@
-"""What a GRPO run needs besides rewards, loaded and checked before anything is written. Knows no loss and no loop."""
+"""What a GRPO run needs, loaded and checked before anything is written. Knows no loss and no loop."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,15 +7,19 @@ from groupwise.data.text import TextEncoder
 from groupwise.errors import UserError
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.policy import Policy, quiet_libraries
+from groupwise.rewards.scorer import Scorer
 from groupwise.train.runtime import Runtime
-from grpo.config import GrpoConfig
+from grpo.config import PRESETS, GrpoConfig
 from grpo.dataset_utils import Prompt, PromptReport, hold_out, load_prompts
+from grpo.faults import FaultLog
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """Model and prompts; nothing of it has been written anywhere."""
 
+    runtime: Runtime
+    faults: FaultLog
     engine: LogprobEngine
     encoder: TextEncoder
     train: list[Prompt]
@@ -24,8 +28,8 @@ class Prepared:
     notes: list[str]
 
 
-def prepare(config: GrpoConfig, runtime: Runtime) -> Prepared:
-    """Load and check model and prompts; writes nothing. Raises UserError for what the user can mend."""
+def prepare(config: GrpoConfig, scorer: Scorer, runtime: Runtime, faults: FaultLog) -> Prepared:
+    """Load and check model, prompts and gold answers; writes nothing. Raises UserError for what the user can mend."""
     quiet_libraries()
     policy = Policy.load(config.model, config.lora, seed=config.run.seed, device=runtime.device)
     data = config.data
@@ -42,6 +46,7 @@ def prepare(config: GrpoConfig, runtime: Runtime) -> Prepared:
     else:
         train, heldout = hold_out(train, data.heldout_prompts, seed=config.run.seed)
     _check_positions(policy, [*train, *heldout], config)
+    scorer.check_rows([prompt.row for prompt in (*train, *heldout)])
     engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast)
     notes = [f"{part}: {line}" for part, report in reports.items() for line in report.lines()]
     notes += engine.notices
@@ -50,10 +55,26 @@ def prepare(config: GrpoConfig, runtime: Runtime) -> Prepared:
             "warning: all weights are trained in bfloat16, which rounds small updates away; "
             "model.dtype float32 with run.mixed_precision bf16 keeps them"
         )
+    notes += _doubts(config)
     trained = {prompt.prompt_ids for prompt in train}
     if leaked := [prompt.key for prompt in heldout if prompt.prompt_ids in trained]:
         notes.append(f"warning: {len(leaked)} held-out prompts are trained on, for example {leaked[0]}")
-    return Prepared(engine, encoder, train, heldout, reports, notes)
+    return Prepared(runtime, faults, engine, encoder, train, heldout, reports, notes)
+
+
+def _doubts(config: GrpoConfig) -> list[str]:
+    """Settings that are allowed and hardly meant."""
+    doubts = [
+        f"warning: loss.preset {config.loss.preset}, but loss.{name} is {getattr(config.loss, name)}, not {value}"
+        for name, value in PRESETS[config.loss.preset].items()
+        if getattr(config.loss, name) != value
+    ]
+    if config.optimizer.warmup_steps >= config.steps:
+        doubts.append(
+            f"warning: optimizer.warmup_steps {config.optimizer.warmup_steps} is not less than steps {config.steps}: "
+            "the learning rate is never reached"
+        )
+    return doubts
 
 
 def _check_positions(policy: Policy, prompts: Sequence[Prompt], config: GrpoConfig) -> None:

@@ -8,7 +8,7 @@ reward faults. Knows neither the loss nor how rewards come to their scores.
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,10 +27,10 @@ from groupwise.train.runtime import Runtime
 from grpo.advantages import group_advantages
 from grpo.config import GrpoConfig
 from grpo.dataset_utils import Prompt
+from grpo.faults import FaultLog
 
 STATE = "rollout-state.json"
 GROUPS = "rollout-groups"
-_FAULTS_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Rollouts:
         encoder: TextEncoder,
         scorer: Scorer,
         runtime: Runtime,
-        say: Callable[[str], None],
+        faults: FaultLog,
     ) -> None:
         self._prompts = prompts
         self._config = config
@@ -73,13 +73,14 @@ class Rollouts:
         self._encoder = encoder
         self._scorer = scorer
         self._runtime = runtime
-        self._say = say
+        self._log = faults
         self._order = EpochOrder(len(prompts), seed=config.run.seed)
         self._asked = 0  # prompts so far, over all epochs
         self._groups: list[Group] = []
         self._metrics: dict[str, float] = {}
         self._unchecked = True
         self._silent_rollouts = 0
+        self._faults = 0  # of rewards, over all processes
 
     @property
     def total_steps(self) -> int:
@@ -99,15 +100,25 @@ class Rollouts:
         return self._metrics
 
     def save(self, folder: Path) -> None:
-        state = {"asked": self._asked, "faults": self._scorer.fault_count, "silent_rollouts": self._silent_rollouts}
+        state = {
+            "asked": self._asked,
+            "silent_rollouts": self._silent_rollouts,
+            "faults": self._faults,
+            "faults_of_this_process": self._scorer.fault_count,
+        }
         (folder / STATE).write_text(json.dumps(state) + "\n")
         save_groups(self._groups, folder, GROUPS)
 
     def restore(self, folder: Path) -> None:
         state = json.loads((folder / STATE).read_text())
-        self._asked, self._silent_rollouts = state["asked"], state["silent_rollouts"]
-        self._scorer.fault_count = state["faults"]
+        self._asked, self._silent_rollouts, self._faults = state["asked"], state["silent_rollouts"], state["faults"]
+        self._scorer.fault_count = state["faults_of_this_process"]
         self._groups = load_groups(folder, GROUPS)
+
+    @property
+    def faults(self) -> int:
+        """Completions of all rollouts so far that a reward gave no valid score, over all processes."""
+        return self._faults
 
     # --- gathering
 
@@ -155,7 +166,9 @@ class Rollouts:
         times["time/sample_s"] += time.perf_counter() - started
         started = time.perf_counter()
         scored, faults = score_answers(self._scorer, self._encoder, [prompt for _, prompt in mine], drawn)
-        self._show(faults)
+        faults = self._runtime.gather(faults)
+        self._faults += len(faults)
+        self._log.note(faults, phase="train")
         times["time/score_s"] += time.perf_counter() - started
         return self._runtime.gather(scored)
 
@@ -183,39 +196,34 @@ class Rollouts:
                 "would be wrong; --model.attention repeat avoids the shared prompts that may be the cause"
             )
 
-    def _show(self, faults: Sequence[Fault]) -> None:
-        """Show the first faults of rewards as they are; the rest is in the metric rewards/faults and the summary."""
-        before = self._scorer.fault_count - len(faults)
-        for number, fault in enumerate(faults, start=before + 1):
-            if number <= _FAULTS_SHOWN:
-                self._say(
-                    f"warning: reward {fault.reward} {fault.kind}: {fault.message}; prompt {fault.prompt[-200:]!r}, "
-                    f"completion {fault.completion[:200]!r}"
-                    + ("; further faults are only counted (rewards/faults)" if number == _FAULTS_SHOWN else "")
-                )
-
     def _complain(self, step: int, scored: Sequence[ScoredGroup], rounds: int, wanted: int) -> None:
         """Say when there is nothing, or hardly anything, to learn from; at the first time and then every tenth."""
         with_signal = sum(one.has_signal for one in scored)
-        if with_signal > len(scored) // 10 and (not rounds or with_signal >= wanted):
+        full = with_signal >= wanted
+        if full or (not rounds and with_signal > len(scored) // 10):
             return
         self._silent_rollouts += 1
         if self._silent_rollouts % 10 != 1:
             return
         scores = [c.score for one in scored if one.group is not None for c in one.group.completions]
         level = f"rewards {min(scores):g} to {max(scores):g}" if scores else "no completion has a score"
-        refilled = f", after {rounds} refills" if rounds else ""
-        nearly_learned = bool(scores) and statistics.fmean(scores) > (min(scores) + max(scores)) / 2
-        remedy = (
-            "most are right, so this data has little left to teach: stop here, or go on with harder prompts"
-            if nearly_learned
-            else "easier prompts, a base model that is sometimes right, more completions per prompt or a reward with "
-            "steps between 0 and 1 would help"
-        )
-        self._say(
+        bound = f", the bound of {rounds} refills was reached with {with_signal} of {wanted}" if rounds else ""
+        self._log.say(
             f"warning: step {step + 1}: {with_signal} of {len(scored)} groups have answers of different reward "
-            f"({level}){refilled}; the others teach nothing. Remedy: {remedy}"
+            f"({level}){bound}; the others teach nothing. Remedy: {_remedy(scores, self._config.eval.threshold)}"
         )
+
+
+def _remedy(scores: Sequence[float], threshold: float) -> str:
+    """What helps against groups without signal."""
+    if not scores:
+        return "mend the reward, or the data it reads; its faults are in faults.jsonl"
+    if statistics.fmean(scores) > (min(scores) + max(scores)) / 2 or min(scores) >= threshold:
+        return "most are right, so this data has little left to teach: stop here, or go on with harder prompts"
+    return (
+        "easier prompts, a base model that is sometimes right, more completions per prompt or a reward with steps "
+        "between 0 and 1 would help"
+    )
 
 
 def _check_reference(engine: LogprobEngine, groups: Sequence[Group]) -> None:

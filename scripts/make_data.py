@@ -543,11 +543,12 @@ def main() -> None:
         "--out", type=Path, default=Path(__file__).resolve().parent.parent / "data", help="folder to write"
     )
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--train-pairs", type=int, default=4000)
+    parser.add_argument("--train-pairs", type=int, default=6000)
     parser.add_argument("--train-problems", type=int, default=2000)
     parser.add_argument("--heldout", type=int, default=256, help="held-out pairs, and held-out problems")
     args = parser.parse_args()
-    print(write(args.out, seed=args.seed, train_pairs=args.train_pairs, train_problems=args.train_problems, heldout=args.heldout))
+    counts = {"train_pairs": args.train_pairs, "train_problems": args.train_problems, "heldout": args.heldout}
+    print(write(args.out, seed=args.seed, **counts))
 
 
 if __name__ == "__main__":

@@ -164,13 +164,18 @@ def reference_logprobs(
 
 
 @torch.no_grad()
-def sequence_logratios(engine: LogprobEngine, groups: Sequence[Group], *, tokens_per_forward: int) -> Iterator[float]:
-    """log pi(y|x) - log pi_ref(y|x) of each completion in order, nats; pi is the active network, at temperature 1."""
+def sequence_logratios(
+    engine: LogprobEngine, groups: Sequence[Group], *, tokens_per_forward: int, temperature: float
+) -> Iterator[float]:
+    """log pi(y|x) - log pi_ref(y|x) of each completion in order, nats; pi is the active network.
+
+    Both are at the temperature that the completions were drawn at, so the mean estimates the KL of what is drawn.
+    """
     for part in split_by_tokens(groups, tokens_per_forward):
         batch = pack(part).to(engine.policy.device)
-        logp_R = batch.sum_per_completion(engine.score(batch).logp_T)
+        logp_R = batch.sum_per_completion(engine.score(batch, temperature=temperature).logp_T)
         with engine.policy.reference():
-            reference_R = batch.sum_per_completion(engine.score(batch).logp_T)
+            reference_R = batch.sum_per_completion(engine.score(batch, temperature=temperature).logp_T)
         yield from (logp_R - reference_R).tolist()
 
 

@@ -22,7 +22,6 @@ from rich.text import Text
 
 _RECENT_STEPS = 50
 _MOST_METRICS = 8
-_MOST_EVENTS = 4
 _PLAIN_LINES = 40
 _VALUE_WIDTH = 10  # "-1.235e-05"
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -255,7 +254,6 @@ class LiveProgress(_Display):
     def __init__(self, console: Console, *, headline: Sequence[str], clock: Callable[[], float]) -> None:
         super().__init__(console, headline, clock)
         self._lock = threading.Lock()  # the panel is drawn by a thread of its own
-        self._events: deque[str] = deque(maxlen=_MOST_EVENTS)
         self._live: Live | None = None
 
     def start(self, total_steps: int, first_step: int, title: str) -> None:
@@ -268,11 +266,8 @@ class LiveProgress(_Display):
             self._started().advance(step, metrics)
 
     def line(self, text: str) -> None:
-        if self._live is None:
-            self._console.print(Text(_printable(text)))
-            return
-        with self._lock:
-            self._events.append(_printable(text))
+        """Print an event in full; above the panel, when there is one."""
+        self._console.print(Text(_printable(text)))
 
     def finish(self) -> None:
         live, self._live = self._live, None
@@ -281,7 +276,6 @@ class LiveProgress(_Display):
                 live.stop()  # draws the last state and gives the cursor back
         finally:
             self._run = None
-            self._events.clear()
 
     def _render(self) -> RenderableType:
         with self._lock:
@@ -297,7 +291,6 @@ class LiveProgress(_Display):
         if run.headline():
             parts += [Text(""), self._numbers(run, width - 4), Text("")]
             parts += self._curve(run, width - 4)
-        parts += [Text(event, style="dim", no_wrap=True, overflow="ellipsis") for event in self._events]
         return Panel(Group(*parts), title=Text(run.title), title_align="left", width=width)
 
     def _bar(self, run: _Run) -> Table:

@@ -89,9 +89,7 @@ def gold_answer(row: Mapping[str, object], column: str, marker: str) -> str:
     value = column_of(row, column)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         kind = type(value).__name__
-        raise UserError(
-            f"column {column!r} must hold text or a number, not {kind} (prompt {prompt_text(row)[:100]!r})"
-        )
+        raise UserError(f"column {column!r} must hold text or a number, not {kind} (prompt {prompt_text(row)[:100]!r})")
     text = str(value)
     gold = (text.rpartition(marker)[2] if marker else text).strip()
     if not gold:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from groupwise.errors import UserError
 from groupwise.rewards.answers import gold_answer, marked_answer
-from groupwise.rewards.protocol import Answer, Reward, each
+from groupwise.rewards.protocol import Answer, Reward, each, prompt_text
 
 LONGEST = 1000  # characters of an answer that are read as mathematics
 
@@ -31,6 +31,11 @@ def math_answer(column: str = "answer", marker: str = "#### ") -> Reward:
     def score(row: Mapping[str, object], answer: Answer) -> float:
         gold = gold_answer(row, column, marker)
         _, boxed_gold = last_boxed(gold)
+        if boxed_gold is None and len(gold) > LONGEST:
+            raise UserError(
+                f"column {column!r} holds {len(gold)} characters without \\boxed{{}} or the marker {marker!r}, which "
+                f"no answer can equal (prompt {prompt_text(row)[:100]!r}); mend or drop the row"
+            )
         given = _given_answer(answer, marker)
         return float(given is not None and equivalent(given, boxed_gold or gold))
 
@@ -46,7 +51,7 @@ def equivalent(given: str, gold: str) -> bool:
     if not given or max(len(given), len(gold)) > LONGEST:
         return False
     expected, found = (parse(rf"\boxed{{{text}}}", parsing_timeout=None) for text in (gold, given))  # pyright: ignore
-    return bool(verify(expected, found, timeout_seconds=None))
+    return bool(verify(expected, found, timeout_seconds=None, raise_on_error=True))
 
 
 def _given_answer(answer: Answer, marker: str) -> str | None:

@@ -30,6 +30,8 @@ BUILT_IN = {
     "sequence_classifier": "classifier",
 }
 """Name of every built-in reward -> the module of this package that holds its factory."""
+GOLD_REWARDS = frozenset({"exact_answer", "numeric_answer", "math_answer"})
+"""Built-in rewards that compare a completion with a gold answer in its row, and refuse a row without one."""
 
 
 def problems_before_loading(name: str, options: Mapping[str, object], key: str) -> list[str]:

@@ -4,19 +4,22 @@ Knows nothing about how a reward works, nor what the scores are for. The protoco
 `process.py`, what crosses the pipe in `wire.py`.
 """
 
+import hashlib
 import itertools
 import os
 import queue
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from groupwise.errors import UserError, listed
 from groupwise.rewards.process import WorkerLost, WorkerProcess
 from groupwise.rewards.protocol import Answer, prompt_text
-from groupwise.rewards.registry import problems_before_loading
+from groupwise.rewards.registry import BUILT_IN, GOLD_REWARDS, problems_before_loading
+from groupwise.rewards.user_file import split_name
 from groupwise.rewards.wire import Bad, FaultKind, answers_to_plain, row_to_plain, scores_from_plain
 from groupwise.sections import RewardSection, ScoringSection
 
@@ -137,11 +140,13 @@ class Scorer:
         for worker in self._all_workers:
             worker.free()
 
-    def score(self, rows: Sequence[Mapping[str, object]], answers: Sequence[Answer]) -> ScoredAnswers:
+    def score(
+        self, rows: Sequence[Mapping[str, object]], answers: Sequence[Answer], *, counted: bool = True
+    ) -> ScoredAnswers:
         """Score R completions; rows[i] is the row of data that answers[i] completes.
 
         One call of a reward gets the completions of one group. Raises UserError when a row lacks a column that a reward
-        needs, and RewardFailure under the policy "fail".
+        needs, and RewardFailure under the policy "fail". Faults that are not `counted` are returned all the same.
         """
         self._refuse_when_closed()
         spans = _groups(rows, answers)
@@ -170,19 +175,39 @@ class Scorer:
             for index, score in enumerate(column)
             if isinstance(score, Bad)
         )
-        self._count(faults)
+        if counted:
+            self._count(faults)
         return ScoredAnswers(
             totals=tuple(self._total([table[r.name][i] for r in self._rewards]) for i in range(len(answers))),
             by_reward={n: tuple(None if isinstance(s, Bad) else s for s in column) for n, column in table.items()},
             faults=faults,
         )
 
+    def fingerprint(self) -> str:
+        """SHA-256 over the files of the users' rewards, whose code scores depend on."""
+        digest = hashlib.sha256()
+        for reward in self._rewards:
+            if reward.section.name not in BUILT_IN and (parts := split_name(reward.section.name)) is not None:
+                digest.update(Path(parts[0]).read_bytes())
+        return digest.hexdigest()
+
+    def check_rows(self, rows: Sequence[Mapping[str, object]]) -> None:
+        """Let the rewards that compare with a gold answer look at every row; UserError for the first unusable one.
+
+        A column that is missing, or a gold answer that no completion could equal, is found before anything is trained.
+        """
+        plain = _rows_to_plain(rows)
+        blank = Answer(text="", token_ids=(), finished=True, group=0)
+        for reward in self._rewards:
+            if reward.section.name in GOLD_REWARDS:
+                self._scores(_Call(reward, plain, [blank] * len(plain)), limit_s=self._scoring.load_limit)
+
     def _count(self, faults: Sequence[Fault]) -> None:
         self.fault_count += len(faults)
         if faults and self._scoring.on_fault == "fail" and self.fault_count > self._scoring.fail_after:
             last = faults[-1]
             raise RewardFailure(
-                f"the reward {last.reward} {last.kind}: {last.message}\n"
+                f"the reward {last.reward} {last.kind}: {_short(last.message)}\n"
                 f"  prompt: {_short(last.prompt)}\n"
                 f"  completion: {_short(last.completion)}\n"
                 f"{self.fault_count} completions were left without a valid score, "
@@ -202,16 +227,16 @@ class Scorer:
             parts.append(reward.section.weight * score)
         return sum(parts) if parts else None
 
-    def _scores(self, call: _Call) -> list[float | None | Bad]:
+    def _scores(self, call: _Call, *, limit_s: float | None = None) -> list[float | None | Bad]:
         """The scores of one call; where the reward allows it, one fault costs one completion."""
         try:
-            return self._ask(call)
+            return self._ask(call, limit_s or self._scoring.time_limit)
         except _Failed as failure:
             if not (failure.can_be_split and call.reward.per_completion and len(call.answers) > 1):
                 return [failure.bad] * len(call.answers)
         return list(itertools.chain.from_iterable(self._scores(one) for one in call.one_by_one()))
 
-    def _ask(self, call: _Call) -> list[float | None | Bad]:
+    def _ask(self, call: _Call, limit_s: float) -> list[float | None | Bad]:
         worker = self._idle.get()
         try:
             self._refuse_when_closed()
@@ -227,7 +252,7 @@ class Scorer:
                     "row_of": [place[id(row)] for row in call.rows],
                     "completions": answers_to_plain(call.answers),
                 },
-                self._scoring.time_limit,
+                limit_s,
             )
         except WorkerLost as lost:
             raise _Failed(Bad(lost.kind, str(lost)), can_be_split=True) from None
@@ -247,7 +272,8 @@ class Scorer:
         except WorkerLost as lost:
             raise _Failed(Bad(lost.kind, f"while it was loaded again: {lost}"), can_be_split=False) from None
         if "problems" in answer:
-            raise UserError(listed(answer["problems"]))
+            message = f"while it was loaded again: {listed(answer['problems'])}"
+            raise _Failed(Bad("raised", message), can_be_split=False)
 
     def _refuse_when_closed(self) -> None:
         if self._closed:

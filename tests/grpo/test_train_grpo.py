@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from groupwise.errors import exit_with_user_errors
+from groupwise.errors import UserError, exit_with_user_errors
 from groupwise.observe.metrics import read_metrics
+from groupwise.rewards.scorer import RewardFailure
 from groupwise.train import loop
 from grpo import eval, train_grpo
 
@@ -35,6 +36,18 @@ def nothing(rows, completions):
 
 def broken(rows, completions):
     raise ValueError("no idea")
+
+def hangs_on_seven(rows, completions):
+    "Loops for ever on the prompt that ends in 7, otherwise the share of even ids."
+    while rows[0]["n"] % 10 == 7:
+        pass
+    return even(rows, completions)
+
+def dies_on_seven(rows, completions):
+    if rows[0]["n"] % 10 == 7:
+        import os
+        os._exit(3)
+    return even(rows, completions)
 """
 OFF_POLICY = ("--rollout.updates", "2", "--rollout.minibatches", "2")
 
@@ -153,20 +166,65 @@ def test_faults_of_rewards_are_shown_and_counted(
 ) -> None:
     train_grpo.main(command("--steps", "2", reward="broken"))
     text = capsys.readouterr().out
-    assert "no idea" in text and "We saw film number" in text
+    assert text.count("no idea") == 5 and "We saw film number" in text and "further faults" in text
     metrics = read_metrics(tmp_path / "runs" / "run" / "metrics.jsonl")
     assert [row["rewards/faults"] for row in metrics] == [20, 20]
     assert [row["completions/skipped"] for row in metrics] == [20, 20]
-    assert json.loads((tmp_path / "runs" / "run" / "summary.json").read_text())["reward_faults"] >= 40
+    kept = [json.loads(line) for line in (tmp_path / "runs" / "run" / "faults.jsonl").read_text().splitlines()]
+    assert [fault["phase"] for fault in kept[:40]] == ["train"] * 40 and kept[-1]["phase"] == "eval"
 
 
-def test_refills_are_bounded_and_counted(
+@pytest.mark.parametrize("policy", ["skip", "zero", "fail"])
+@pytest.mark.parametrize(("reward", "kind"), [("hangs_on_seven", "timed out"), ("dies_on_seven", "died")])
+def test_a_run_goes_on_or_ends_as_the_policy_says(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], reward: str, kind: str, policy: str
+) -> None:
+    """Two steps ask 20 of 36 prompts, and four of all 40 hang or die: some are met, in training or in evaluation."""
+    flags = ("--steps", "2", "--run.groups_per_step", "15", "--scoring.time_limit", "0.4", "--scoring.on_fault", policy)
+    arguments = command(*flags, reward=reward)
+    if policy == "fail":
+        with pytest.raises(RewardFailure, match=kind):
+            train_grpo.main(arguments)
+        assert not (tmp_path / "runs" / "run" / "summary.json").exists()
+        # A run that was stopped may be let go on: the number of faults that pass changes no result.
+        train_grpo.main([*arguments, "--scoring.fail_after", "1000"])
+    else:
+        train_grpo.main(arguments)
+    assert kind in capsys.readouterr().out
+    metrics = read_metrics(tmp_path / "runs" / "run" / "metrics.jsonl")
+    faults = sum(row["rewards/faults"] for row in metrics)
+    assert faults >= 4 and faults % 4 == 0  # a group at a time
+    assert sum(row["completions/skipped"] for row in metrics) == (0 if policy == "zero" else faults)
+    assert all(row["groups/used"] > 0 for row in metrics)
+
+
+def test_answers_that_nobody_could_judge_are_in_no_figure(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A reward that failed in evaluation once made its answers wrong, and the figures silently worse."""
+    flags = ("--steps", "1", "--data.heldout_prompts", "30", "--data.heldout", f"[{tmp_path}/prompts.jsonl]")
+    train_grpo.main(command(*flags, reward="dies_on_seven"))
+    summary = json.loads((tmp_path / "runs" / "run" / "summary.json").read_text())
+    assert summary["unjudged"] == [9, 9]  # three prompts of thirty end in 7: one greedy answer and two samples each
+    assert summary["after"]["pass@1"]["n"] == 27 and summary["after"]["greedy"]["n"] == 27
+    assert summary["after"]["kl/sequence"]["n"] == 30
+    assert "18 held-out answers could not be judged" in capsys.readouterr().out
+
+
+def test_another_reward_file_never_continues_a_run(command: Command, tmp_path: Path) -> None:
+    arguments = command(reward="even")
+    train_grpo.main(arguments)
+    (tmp_path / "runs" / "run" / "summary.json").unlink()
+    (tmp_path / "rewards.py").write_text(REWARDS + "\n# changed\n")
+    with pytest.raises(UserError, match="another file of a reward"):
+        train_grpo.main(arguments)
+
+
+def test_refills_are_bounded_and_counted(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Dynamic sampling asks new prompts in place of groups without signal, and stops at its bound."""
     train_grpo.main(command("--steps", "2", "--rollout.most_refills", "3", reward="nothing"))
     text = capsys.readouterr().out
-    assert "after 3 refills" in text
+    assert "the bound of 3 refills was reached with 0 of 5" in text
     metrics = read_metrics(tmp_path / "runs" / "run" / "metrics.jsonl")
     assert [row["rollout/refills"] for row in metrics] == [3, 3]
     assert [row["groups/no_signal"] for row in metrics] == [20, 20]
@@ -207,6 +265,8 @@ def test_eval_reproduces_the_figures_of_the_run(command: Command, tmp_path: Path
         (("--data.template", "Question"), "{prompt}"),
         (("--sampling.max_new_tokens", "500"), "sampling.max_new_tokens"),
         (("--eval.correct", "odd"), "eval.correct"),
+        (("--rewards", "[{name: exact_answer}]"), "answer"),
+        (("--rewards", "[{name: numeric_answer, options: {column: prompt}}]"), "no number"),
     ],
 )
 def test_mistakes_get_one_clear_error_and_nothing_is_written(

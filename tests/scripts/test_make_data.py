@@ -43,7 +43,7 @@ def rows(name: str) -> list[dict[str, str]]:
 
 
 def test_regenerating_gives_the_shipped_bytes(make_data: ModuleType, tmp_path: Path) -> None:
-    make_data.write(tmp_path, seed=make_data.SEED, train_pairs=4000, train_problems=2000, heldout=256)
+    make_data.write(tmp_path, seed=make_data.SEED, train_pairs=6000, train_problems=2000, heldout=256)
     for name in FILES:
         assert (tmp_path / name).read_bytes() == (ROOT / "data" / name).read_bytes(), name
 
@@ -51,7 +51,7 @@ def test_regenerating_gives_the_shipped_bytes(make_data: ModuleType, tmp_path: P
 def test_held_out_prompts_are_disjoint_and_none_repeats() -> None:
     train, heldout = rows(FILES[0]), rows(FILES[1])
     problems = rows("prompts.json")
-    assert (len(train), len(heldout)) == (4000, 256)
+    assert (len(train), len(heldout)) == (6000, 256)
     assert [sum(row["split"] == split for row in problems) for split in ("train", "heldout")] == [2000, 256]
     for prompts in ([row["prompt"] for row in (*train, *heldout)], [row["prompt"] for row in problems]):
         assert len(set(prompts)) == len(prompts)
@@ -66,7 +66,7 @@ def test_review_prompts_are_short_openings_and_completions_begin_with_a_space() 
 
 
 def test_length_does_not_tell_chosen_from_rejected(make_data: ModuleType) -> None:
-    # With 4,000 pairs the standard error of this AUC is about 0.006: chance leaves the interval hardly ever.
+    # With 6,000 pairs the standard error of this AUC is about 0.005: chance leaves the interval hardly ever.
     pairs = [make_data.ReviewPair(**row) for row in rows(FILES[0])]
     assert abs(make_data.longer_wins_auc(pairs) - 0.5) < 0.04
     always_longer = [make_data.ReviewPair("p", " " + "x" * (i + 50), " " + "x" * i) for i in range(20)]
