@@ -1,6 +1,6 @@
 """The configuration sections that both methods share. Knows names, limits and defaults, not what is done with them."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -66,7 +66,9 @@ class SamplingSection(Section):
     max_new_tokens: int = Field(
         default=128, ge=1, description="a completion longer than this is cut and counts as unfinished"
     )
-    stop: tuple[str, ...] = Field(default=(), description="texts that end a completion, besides the end tokens")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), description="texts that end a completion, besides the end tokens"
+    )
     rows_at_once: int = Field(
         default=512, ge=1, description="completions decoded together; memory only, never the result but for rounding"
     )

@@ -24,6 +24,7 @@ from groupwise.observe.summary import Figures, as_json, print_figures
 from groupwise.rewards.answers import marked_answer, number_of
 from groupwise.rewards.protocol import Answer
 from groupwise.rewards.scorer import Scorer
+from groupwise.train.run import say
 from groupwise.train.run_folder import RunFolder, write_json, write_text
 from groupwise.train.runtime import Runtime
 from grpo.config import GrpoConfig
@@ -272,8 +273,10 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"{file}: is missing, so {folder.path} is no finished run")
     config = load_config(GrpoConfig, folder.config)
     with Scorer(config.rewards, config.scoring) as scorer:
-        faults = FaultLog(folder.faults, print)
-        prepared = prepare(config, scorer, Runtime(mixed_precision=config.run.mixed_precision), faults)
+        runtime = Runtime(mixed_precision=config.run.mixed_precision)
+        console = Console(quiet=not runtime.is_main)
+        faults = FaultLog(folder.faults, lambda line: say(console, line), writes=runtime.is_main)
+        prepared = prepare(config, scorer, runtime, faults)
         summary = json.loads(folder.summary.read_text())
         if prepared.engine.policy.base_fingerprint() != summary["hashes"]["base_model"]:
             raise UserError(f"model.path: {config.model.path} is not the model that {folder.path} was trained from")
@@ -286,9 +289,10 @@ def main(argv: Sequence[str]) -> None:
         "became_wrong": judged.became_wrong,
         "unjudged": judged.unjudged,
     }
-    write_json(folder.summary, summary)
-    print_figures(judged.before, judged.after, labels(config), console=Console())
-    print(f"samples side by side: {folder.path / 'samples.jsonl'}")
+    if runtime.is_main:
+        write_json(folder.summary, summary)
+    print_figures(judged.before, judged.after, labels(config), console=console)
+    say(console, f"samples side by side: {folder.path / 'samples.jsonl'}")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ class FaultLog:
             self.say(f"further faults of rewards are only counted (rewards/faults), and kept in {self._path}")
         if self._writes:
             with JsonLinesFile(self._path) as file:
+                file.truncate(file.offset)  # a process that was killed may have left half a line
                 for fault in faults:
                     file.append_object(
                         {

@@ -166,6 +166,7 @@ def _learn(
         identity={
             "base model": engine.policy.base_fingerprint(),
             "training data": _fingerprint(prepared.train),
+            "held-out data": _fingerprint(prepared.heldout),
             "file of a reward": scorer.fingerprint(),
         },
     )

@@ -78,7 +78,7 @@ class Rollouts:
         self._asked = 0  # prompts so far, over all epochs
         self._groups: list[Group] = []
         self._metrics: dict[str, float] = {}
-        self._unchecked = True
+        self._to_check = 2  # rollouts whose log-probs are compared with the engine's
         self._silent_rollouts = 0
         self._faults = 0  # of rewards, over all processes
 
@@ -100,19 +100,13 @@ class Rollouts:
         return self._metrics
 
     def save(self, folder: Path) -> None:
-        state = {
-            "asked": self._asked,
-            "silent_rollouts": self._silent_rollouts,
-            "faults": self._faults,
-            "faults_of_this_process": self._scorer.fault_count,
-        }
+        state = {"asked": self._asked, "silent_rollouts": self._silent_rollouts, "faults": self._faults}
         (folder / STATE).write_text(json.dumps(state) + "\n")
         save_groups(self._groups, folder, GROUPS)
 
     def restore(self, folder: Path) -> None:
         state = json.loads((folder / STATE).read_text())
         self._asked, self._silent_rollouts, self._faults = state["asked"], state["silent_rollouts"], state["faults"]
-        self._scorer.fault_count = state["faults_of_this_process"]
         self._groups = load_groups(folder, GROUPS)
 
     @property
@@ -136,7 +130,7 @@ class Rollouts:
             if len(used) >= wanted or rounds == config.rollout.most_refills:
                 break
             rounds += 1
-        if self._unchecked and used:
+        if self._to_check and used:
             self._check(used[:4])
         started = time.perf_counter()
         if config.loss.kl_coefficient > 0:
@@ -169,6 +163,7 @@ class Rollouts:
         faults = self._runtime.gather(faults)
         self._faults += len(faults)
         self._log.note(faults, phase="train")
+        self._scorer.enforce(self._faults, faults)  # on all processes at once
         times["time/score_s"] += time.perf_counter() - started
         return self._runtime.gather(scored)
 
@@ -182,19 +177,24 @@ class Rollouts:
         return self._runtime.gather(mine)
 
     def _check(self, groups: Sequence[Group]) -> None:
-        """The engine must find the log-probs that the tokens were drawn with, or every ratio would be wrong."""
-        self._unchecked = False
-        batch = pack(groups).to(self._engine.policy.device)
-        with torch.no_grad():
-            logp_T = self._engine.score(batch, temperature=self._config.sampling.temperature).logp_T
-        assert batch.sampled_logp_T is not None
-        gap = (logp_T - batch.sampled_logp_T).abs().max().item()
-        allowed = self._engine.rounding * max(1.0, logp_T.abs().max().item())
-        if not gap <= allowed:
-            raise RuntimeError(
-                f"sampler and engine differ by {gap:.3g} nats in a token's log-prob (allowed {allowed:.1g}), so ratios "
-                "would be wrong; --model.attention repeat avoids the shared prompts that may be the cause"
-            )
+        """The engine must find the log-probs that the tokens were drawn with, or every ratio would be wrong.
+
+        Done for the first two rollouts of a process: before the first, a fresh adapter changes nothing yet.
+        """
+        self._to_check -= 1
+        for group in groups:
+            batch = pack([group.replace_completions(group.completions[:2])]).to(self._engine.policy.device)
+            with torch.no_grad():
+                logp_T = self._engine.score(batch, temperature=self._config.sampling.temperature).logp_T
+            assert batch.sampled_logp_T is not None
+            gap = (logp_T.cpu() - batch.sampled_logp_T.cpu()).abs().max().item()
+            allowed = self._engine.rounding * max(1.0, logp_T.abs().max().item())
+            if not gap <= allowed:
+                raise RuntimeError(
+                    f"{group.key}: sampler and engine differ by {gap:.3g} nats in a token's log-prob (allowed "
+                    f"{allowed:.1g}), so ratios would be wrong; --model.attention repeat avoids the shared prompts, "
+                    "which may be the cause"
+                )
 
     def _complain(self, step: int, scored: Sequence[ScoredGroup], rounds: int, wanted: int) -> None:
         """Say when there is nothing, or hardly anything, to learn from; at the first time and then every tenth."""
@@ -281,7 +281,7 @@ def score_answers(
 ) -> tuple[list[ScoredGroup], tuple[Fault, ...]]:
     """Score all completions and leave out those without a score; also what rewards did wrong."""
     rows, answers = as_answers(encoder, prompts, drawn)
-    result = scorer.score(rows, answers)
+    result = scorer.score(rows, answers, counted=False)
     faults = [0] * len(answers)
     for fault in result.faults:
         faults[fault.index] += 1

@@ -29,7 +29,9 @@ class ModelSection(Section):
 class LossSection(Section):
     beta: float = Field(default=0.1, gt=0, description="1/nat; pull to the reference: usually 0.1-0.5 # not a length")
     variant: Literal["sigmoid", "hinge", "no", "off"] = "sigmoid"
-    smoothing: float = Field(default=0.0, ge=0, lt=0.5, description="share of labels taken to be flipped, " + 9 * "very long ")
+    smoothing: float = Field(
+        default=0.0, ge=0, lt=0.5, description="share of labels taken to be flipped, " + 9 * "very long "
+    )
 
 
 class OptimizerSection(Section):

@@ -70,10 +70,14 @@ class LogprobEngine:
     @property
     def rounding(self) -> float:
         """Relative rounding of log-probs in the precision that forward passes run in."""
+        return rounding(self.autocast_dtype or self.policy.model.dtype)
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """The precision that matrix products are cast to, None where they are not."""
         kind = self.policy.device.type
         with self.autocast():
-            mixed = torch.is_autocast_enabled(kind)
-            return rounding(torch.get_autocast_dtype(kind) if mixed else self.policy.model.dtype)
+            return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
     def score(self, batch: GroupBatch, *, temperature: float = 1.0) -> TokenScores:
         """Log-probs of every completion token of the batch at a sampling temperature; differentiable."""

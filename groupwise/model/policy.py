@@ -10,7 +10,7 @@ import copy
 import hashlib
 import json
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -170,25 +170,36 @@ class Policy:
             _set_training(self._recomputed, True)
 
     @contextlib.contextmanager
-    def folded(self) -> Generator[None, None, None]:
-        """Inside, the active network runs without the adapter's side paths: faster where no gradient is needed.
+    def for_sampling(self, precision: torch.dtype | None) -> Generator[None, None, None]:
+        """Inside, the active network is laid out for many small forward passes without gradients.
 
-        Each adapted layer is replaced by a plain one that holds a new weight, the sum of base and update; base weights
-        are never written. In half precision a sum would round small updates away, so there nothing is replaced.
+        `precision` is that of autocast, None without. In full precision every adapted layer is replaced by a plain one
+        with a new, folded weight, the sum of base and update; in half precision that sum would round small updates
+        away, so the side paths stay and weights are only cast once instead of at every token. Base weights are never
+        written.
         """
-        places = [
-            (parent, name, layer)
-            for parent in self.model.modules()
-            for name, layer in parent.named_children()
-            if isinstance(layer, LoraLayer) and _can_be_folded(layer)
-        ]
+        head = self.active.get_output_embeddings()
+        swapped: list[tuple[nn.Module, str, nn.Module]] = []
+        for parent in list(self.active.modules()):
+            for name, child in list(parent.named_children()):
+                other = self._fast_twin(child, precision)
+                if other is not None and child is not head:
+                    swapped.append((parent, name, child))
+                    setattr(parent, name, other)
         try:
-            for parent, name, layer in places:
-                setattr(parent, name, _folded_layer(layer, with_update=not self._in_reference))
             yield
         finally:
-            for parent, name, layer in places:
-                setattr(parent, name, layer)
+            for parent, name, child in swapped:
+                setattr(parent, name, child)
+
+    def _fast_twin(self, layer: nn.Module, precision: torch.dtype | None) -> nn.Module | None:
+        """What stands in for a layer while sampling, or None where it stays."""
+        if precision is None:
+            foldable = isinstance(layer, LoraLayer) and _is_full_precision_linear(layer.get_base_layer())
+            return _folded_layer(layer, with_update=not self._in_reference) if foldable else None
+        if not _is_full_precision_linear(layer):
+            return None
+        return _with_weights(layer, {name: p.detach().to(precision) for name, p in layer.named_parameters()})
 
     def output_head(self) -> OutputHead | None:
         """The active network's output head, or None where its own logits must be used."""
@@ -271,9 +282,8 @@ def _add_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> PeftMo
             ) from error
 
 
-def _can_be_folded(layer: LoraLayer) -> bool:
-    base = layer.get_base_layer()
-    return _is_linear(base) and base.weight.dtype in (torch.float32, torch.float64)
+def _is_full_precision_linear(layer: nn.Module) -> bool:
+    return _is_linear(layer) and layer.get_parameter("weight").dtype in (torch.float32, torch.float64)
 
 
 @torch.no_grad()
@@ -282,10 +292,15 @@ def _folded_layer(layer: LoraLayer, *, with_update: bool) -> nn.Module:
     base = layer.get_base_layer()
     if not with_update:
         return base
-    plain = copy.copy(base)
-    weight = base.weight + cast(Any, layer).get_delta_weight("default")
-    plain._parameters = {**base._parameters, "weight": nn.Parameter(weight, requires_grad=False)}  # pyright: ignore
-    return plain
+    return _with_weights(base, {"weight": base.weight + cast(Any, layer).get_delta_weight("default")})
+
+
+def _with_weights(layer: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a layer with other tensors as some of its parameters; the layer itself stays as it is."""
+    twin = copy.copy(layer)
+    frozen = {name: nn.Parameter(value, requires_grad=False) for name, value in weights.items()}
+    twin._parameters = {**layer._parameters, **frozen}  # pyright: ignore[reportPrivateUsage]
+    return twin
 
 
 def _without_adapter(model: nn.Module) -> list[str] | None:

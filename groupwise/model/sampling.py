@@ -85,7 +85,8 @@ def sample_completions(
     ]
     ends = torch.tensor(sorted(set(end_ids)), device=engine.policy.device)
     shared = engine.method == "shared"
-    with engine.policy.without_recomputation() if shared else engine.policy.as_loaded(), engine.policy.folded():
+    layers = engine.policy.without_recomputation() if shared else engine.policy.as_loaded()
+    with layers, engine.policy.for_sampling(engine.autocast_dtype):
         for batch in _batches(prompts, max(1, params.rows_at_once // n), mixed_lengths=shared):
             steps = steps_for(engine, [prompts[i] for i in batch], n)
             _decode(engine, steps, [drafts[i] for i in batch], params, ends)
@@ -124,7 +125,7 @@ def _decode(
     """Write all completions of a batch, token by token."""
     device = ends.device
     n = len(drafts[0].uniforms)
-    uniform_RT = torch.cat([own.uniforms for own in drafts]).to(device)
+    uniform_RT = torch.cat([own.uniforms for own in drafts]).to(device, _widest(device))
     limit_R = torch.tensor([own.limit for own in drafts for _ in range(n)], device=device)
     rows, most = len(limit_R), int(limit_R.max())
     token_RT = torch.zeros(rows, most, dtype=torch.long, device=device)
@@ -198,15 +199,21 @@ def _search(p_AV: Tensor, uniform_A: Tensor) -> Tensor:
     """
     whole = p_AV.shape[1] // _BLOCK * _BLOCK
     sums = [p_AV[:, :whole].unflatten(1, (-1, _BLOCK)).sum(dim=-1)] if whole else []
-    running_AB = torch.cat([*sums, p_AV[:, whole:].sum(dim=-1, keepdim=True)], dim=1).double().cumsum(dim=-1)
-    target_A1 = _just_below(uniform_A[:, None].double() * running_AB[:, -1:], running_AB[:, -1:])
+    wide = _widest(p_AV.device)
+    running_AB = torch.cat([*sums, p_AV[:, whole:].sum(dim=-1, keepdim=True)], dim=1).to(wide).cumsum(dim=-1)
+    target_A1 = _just_below(uniform_A[:, None].to(wide) * running_AB[:, -1:], running_AB[:, -1:])
     block_A1 = torch.searchsorted(running_AB, target_A1, right=True)
     before_A1 = torch.where(block_A1 > 0, running_AB.gather(1, (block_A1 - 1).clamp(min=0)), 0.0)
     token_AB = block_A1 * _BLOCK + torch.arange(_BLOCK, device=p_AV.device)
-    inside_AB = p_AV.gather(1, token_AB.clamp(max=p_AV.shape[1] - 1)).double() * (token_AB < p_AV.shape[1])
+    inside_AB = p_AV.gather(1, token_AB.clamp(max=p_AV.shape[1] - 1)).to(wide) * (token_AB < p_AV.shape[1])
     running_AB = inside_AB.cumsum(dim=-1)
     target_A1 = _just_below(target_A1 - before_A1, running_AB[:, -1:])
     return (block_A1 * _BLOCK + torch.searchsorted(running_AB, target_A1, right=True)).squeeze(1)
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    """Apple's GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _just_below(target: Tensor, total: Tensor) -> Tensor:

@@ -166,8 +166,16 @@ def _draw_points(
     points, low, high = _series(records, name), _series(records, f"{name}/low"), _series(records, f"{name}/high")
     # The white edge separates a point from the line it lies on.
     axes.plot(
-        points.step, points.value, color=colour, label=label, zorder=4,
-        linestyle="none", marker="o", markersize=5, markeredgecolor="white", markeredgewidth=0.8,
+        points.step,
+        points.value,
+        color=colour,
+        label=label,
+        zorder=4,
+        linestyle="none",
+        marker="o",
+        markersize=5,
+        markeredgecolor="white",
+        markeredgewidth=0.8,
     )
     if np.array_equal(low.step, high.step):
         axes.vlines(low.step, low.value, high.value, color=colour, linewidth=1.4, zorder=3)

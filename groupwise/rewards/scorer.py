@@ -6,6 +6,7 @@ Knows nothing about how a reward works, nor what the scores are for. The protoco
 
 import hashlib
 import itertools
+import math
 import os
 import queue
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import numpy as np
 
 from groupwise.errors import UserError, listed
 from groupwise.rewards.process import WorkerLost, WorkerProcess
@@ -146,7 +149,8 @@ class Scorer:
         """Score R completions; rows[i] is the row of data that answers[i] completes.
 
         One call of a reward gets the completions of one group. Raises UserError when a row lacks a column that a reward
-        needs, and RewardFailure under the policy "fail". Faults that are not `counted` are returned all the same.
+        needs, and RewardFailure under the policy "fail". Faults that are not `counted` are returned all the same, for a
+        caller that counts over several processes and calls `enforce`.
         """
         self._refuse_when_closed()
         spans = _groups(rows, answers)
@@ -176,7 +180,8 @@ class Scorer:
             if isinstance(score, Bad)
         )
         if counted:
-            self._count(faults)
+            self.fault_count += len(faults)
+            self.enforce(self.fault_count, faults)
         return ScoredAnswers(
             totals=tuple(self._total([table[r.name][i] for r in self._rewards]) for i in range(len(answers))),
             by_reward={n: tuple(None if isinstance(s, Bad) else s for s in column) for n, column in table.items()},
@@ -202,15 +207,15 @@ class Scorer:
             if reward.section.name in GOLD_REWARDS:
                 self._scores(_Call(reward, plain, [blank] * len(plain)), limit_s=self._scoring.load_limit)
 
-    def _count(self, faults: Sequence[Fault]) -> None:
-        self.fault_count += len(faults)
-        if faults and self._scoring.on_fault == "fail" and self.fault_count > self._scoring.fail_after:
+    def enforce(self, count: int, faults: Sequence[Fault]) -> None:
+        """Raise RewardFailure, showing the last of these faults, where the policy is "fail" and `count` is too many."""
+        if faults and self._scoring.on_fault == "fail" and count > self._scoring.fail_after:
             last = faults[-1]
             raise RewardFailure(
                 f"the reward {last.reward} {last.kind}: {_short(last.message)}\n"
                 f"  prompt: {_short(last.prompt)}\n"
                 f"  completion: {_short(last.completion)}\n"
-                f"{self.fault_count} completions were left without a valid score, "
+                f"{count} completions were left without a valid score, "
                 f"scoring.fail_after allows {self._scoring.fail_after}"
             )
 
@@ -225,7 +230,8 @@ class Scorer:
                     return None
                 score = 0.0
             parts.append(reward.section.weight * score)
-        return sum(parts) if parts else None
+        # What differs by the rounding of a sum (0.1 + 0.2 and 0.3) must not look like a better answer.
+        return float(np.float32(math.fsum(parts))) if parts else None
 
     def _scores(self, call: _Call, *, limit_s: float | None = None) -> list[float | None | Bad]:
         """The scores of one call; where the reward allows it, one fault costs one completion."""

@@ -128,8 +128,9 @@ def fit(
     decode: Callable[[Sequence[int]], str] = lambda ids: str(engine.policy.tokenizer.decode(list(ids)))  # noqa: E731
     with MetricsFile(folder.metrics) as metrics, TranscriptsFile(folder.transcripts, decode) as transcripts, progress:
         position = _resume(folder.checkpoints, parameters, optimizer, source, identity, progress)
-        metrics.truncate(position.offsets.get("metrics", 0))
-        transcripts.truncate(position.offsets.get("transcripts", 0))
+        if runtime.is_main:
+            metrics.truncate(position.offsets.get("metrics", 0))
+            transcripts.truncate(position.offsets.get("transcripts", 0))
         tokens, seconds = position.tokens, position.seconds
         progress.start(total, position.step, title)
         for step in range(position.step, total):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from groupwise.config import Section
+from groupwise.errors import printable
 from groupwise.sections import RunSection
 from groupwise.train.run_folder import RunFolder
 from groupwise.train.runtime import Runtime
@@ -48,5 +49,5 @@ def open_run(config: Section, section: RunSection, folder: RunFolder, console: C
 
 
 def say(console: Console, line: str) -> None:
-    """A line as it is: no markup, no colours, and no breaks that a file or a search would stumble over."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    """A line as it is: no markup, no colours, no control characters, and no breaks that a search would stumble over."""
+    console.print(printable(line), markup=False, highlight=False, soft_wrap=True)

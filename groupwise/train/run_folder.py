@@ -15,7 +15,7 @@ HARMLESS = frozenset(
     (
         "model.gradient_checkpointing", "run.resume", "run.log_every", "run.keep_checkpoints", "run.checkpoint_every",
         "run.tokens_per_forward", "run.trackers", "run.transcripts_every", "sampling.rows_at_once", "scoring.workers",
-        "scoring.time_limit", "scoring.load_limit", "scoring.fail_after",
+        "scoring.load_limit", "scoring.fail_after",
     )
 )  # fmt: skip
 

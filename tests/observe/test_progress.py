@@ -193,20 +193,25 @@ def test_the_cursor_comes_back_after_an_exception(error: type[BaseException]) ->
     assert f"stopped by {error.__name__} after step 1" in text
 
 
-def test_the_panel_shows_state_numbers_curve_and_events() -> None:
+def test_the_panel_shows_state_numbers_and_curve_and_events_stand_above_it_in_full() -> None:
+    """An event inside the panel was cut at its width: of a long warning the remedy was never seen."""
     console, raw = _console(terminal=True)
+    long = "warning: " + "word " * 60 + "and the remedy"
     clock = _Clock()
     with make_progress(console, clock=clock, headline=("reward", "kl")) as progress:
         progress.line("before the start")
         progress.start(40, 0, "GRPO on word problems")
         progress.line("resumed [from] step 0")
+        progress.line(long)
         for step in range(1, 21):
             clock.now += 2.0
             progress.step(step, {"reward": step / 20, "kl": 0.5})
     last = raw.getvalue().decode().rsplit("GRPO on word problems", 1)[1]
     for text in ("step 20/40 (50 %)", "2 s/step", "40 s left", "40 s so far", "reward", "kl", "0.5", "▁", "█"):
         assert text in last
-    assert "resumed [from] step 0" in last and "before the start" in raw.getvalue().decode()
+    shown = raw.getvalue().decode()
+    assert "resumed [from] step 0" in shown and "before the start" in shown
+    assert "and the remedy" in shown and shown.count("word ") >= 60
 
 
 @pytest.mark.parametrize("width", [8, 20, 40, 79, 200])

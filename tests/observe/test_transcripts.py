@@ -82,9 +82,7 @@ def test_readable_text_is_not_escaped(tmp_path: Path) -> None:
         ({"score": [1.0, 2.0]}, "cannot be named 'score'"),
     ],
 )
-def test_bad_extras_name_the_group_and_write_nothing(
-    tmp_path: Path, extra: dict[str, list[float]], why: str
-) -> None:
+def test_bad_extras_name_the_group_and_write_nothing(tmp_path: Path, extra: dict[str, list[float]], why: str) -> None:
     path = tmp_path / "transcripts.jsonl"
     with TranscriptsFile(path, _decode) as file, pytest.raises(ValueError, match=f"prompts.json:4: .*{why}|{why}"):
         file.append(1, _group("a", "b"), phase="train", extra=extra)

@@ -21,9 +21,7 @@ TEMPLATE = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor 
 
 def save(folder: Path, tokenizer: PreTrainedTokenizerFast, *, labels: int) -> GPT2ForSequenceClassification:
     torch.manual_seed(labels)
-    config = GPT2Config(
-        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=64, pad_token_id=0
-    )
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=64, pad_token_id=0)
     config.num_labels = labels
     model = GPT2ForSequenceClassification(config).eval()
     torch.nn.init.normal_(model.score.weight)  # the default is so small that all scores look alike

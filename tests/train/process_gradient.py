@@ -17,9 +17,7 @@ def main(model: Path, out: Path) -> None:
     engine = make_engine(model)
     groups = rollout(engine, 5)  # an odd number: one process has more than the other
     for preset in PRESETS:
-        sums = accumulate_gradient(
-            objective(preset), groups, engine=engine, runtime=runtime, tokens_per_forward=100
-        )
+        sums = accumulate_gradient(objective(preset), groups, engine=engine, runtime=runtime, tokens_per_forward=100)
         parameters = engine.policy.trainable()
         found = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
         metrics = sums.means()

@@ -72,9 +72,7 @@ def test_a_whole_run_is_the_same_to_rounding(tiny_model: Path, tmp_path: Path, u
     for count in (1, 2):
         runs = tmp_path / f"runs{count}"
         config = tmp_path / f"config{count}.yaml"
-        config.write_text(
-            GRPO.replace("MODEL", str(tiny_model)).replace("DATA", str(data)).replace("RUNS", str(runs))
-        )
+        config.write_text(GRPO.replace("MODEL", str(tiny_model)).replace("DATA", str(data)).replace("RUNS", str(runs)))
         run_processes(count, ["grpo/train_grpo.py", "--config", str(config), "--rollout.updates", updates])
         adapters.append(load_file(runs / "run" / "adapter" / "adapter_model.safetensors"))
         assert (runs / "run" / "summary.json").is_file()
