@@ -234,11 +234,7 @@ def _finish(
 
 def panels(config: GrpoConfig) -> tuple[Panel, ...]:
     """What the learning curve shows."""
-    last = (
-        Panel(title="KL to the reference (k3)", y_label="nats per token", lines={"KL": "kl"})
-        if config.loss.kl_coefficient > 0
-        else Panel(title="Entropy", y_label="nats per token", lines={"entropy": "entropy"})
-    )
+    with_kl = (Panel(title="KL to the reference (k3)", y_label="nats per token", lines={"KL": "kl"}),)
     return (
         Panel(title="Reward of rollouts", y_label="weighted sum", lines={"reward": "reward"}),
         Panel(
@@ -251,5 +247,6 @@ def panels(config: GrpoConfig) -> tuple[Panel, ...]:
         Panel(
             title="Groups without signal", y_label="share", lines={"share": "frac_reward_zero_std"}, limits=(0.0, 1.0)
         ),
-        last,
+        *(with_kl if config.loss.kl_coefficient > 0 else ()),
+        Panel(title="Entropy", y_label="nats per token", lines={"entropy": "entropy"}),
     )
