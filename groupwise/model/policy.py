@@ -195,8 +195,9 @@ class Policy:
     def _fast_twin(self, layer: nn.Module, precision: torch.dtype | None) -> nn.Module | None:
         """What stands in for a layer while sampling, or None where it stays."""
         if precision is None:
-            foldable = isinstance(layer, LoraLayer) and _is_full_precision_linear(layer.get_base_layer())
-            return _folded_layer(layer, with_update=not self._in_reference) if foldable else None
+            if isinstance(layer, LoraLayer) and _is_full_precision_linear(layer.get_base_layer()):
+                return _folded_layer(layer, with_update=not self._in_reference)
+            return None
         if not _is_full_precision_linear(layer):
             return None
         return _with_weights(layer, {name: p.detach().to(precision) for name, p in layer.named_parameters()})
