@@ -16,15 +16,13 @@ from dpo.eval import LABELS, HeldOut, before_and_after, held_out_metrics
 from dpo.losses import dpo_loss, implicit_rewards
 from dpo.prepare import Prepared, prepare
 from groupwise.batch import GroupBatch
-from groupwise.data.rows import source_hash
 from groupwise.groups import Group, fingerprint
 from groupwise.model.engine import LogprobEngine, TokenScores, starting_gap
 from groupwise.model.reference_cache import cached_reference
 from groupwise.observe.figure import Panel, learning_curve
 from groupwise.observe.metrics import MetricSums
 from groupwise.observe.progress import make_progress
-from groupwise.observe.summary import as_json, print_figures, stored_figures
-from groupwise.observe.versions import versions
+from groupwise.observe.summary import as_json, print_figures, run_facts, stored_figures
 from groupwise.train.loop import EpochSource, FitResult, fit
 from groupwise.train.objective import StepTotals
 from groupwise.train.run import Run, open_run
@@ -119,17 +117,17 @@ def train(config: DpoConfig, *, console: Console | None = None) -> RunFolder:
         return folder
     prepared = prepare(config, run.runtime)
     run.begin(config, prepared.notes)
-    result = _learn(config, prepared, run)
+    base_model = prepared.engine.policy.base_fingerprint()  # reads all weights, so once
+    result = _learn(config, prepared, base_model, run)
     if run.runtime.is_main:
-        _finish(config, prepared, result, run)
+        _finish(config, prepared, base_model, result, run)
     run.runtime.close()
     return folder
 
 
-def _learn(config: DpoConfig, prepared: Prepared, run: Run) -> FitResult:
+def _learn(config: DpoConfig, prepared: Prepared, base_model: str, run: Run) -> FitResult:
     """Reference pass and training."""
     engine, section = prepared.engine, config.run
-    base_model = engine.policy.base_fingerprint()  # reads all weights, so once
     parts: list[list[Group]] = []
     for name, groups in (("train", prepared.train), ("heldout", prepared.heldout)):
         scored, found = cached_reference(
@@ -178,7 +176,7 @@ def _check_start(engine: LogprobEngine, groups: Sequence[Group]) -> None:
         )
 
 
-def _finish(config: DpoConfig, prepared: Prepared, result: FitResult, run: Run) -> None:
+def _finish(config: DpoConfig, prepared: Prepared, base_model: str, result: FitResult, run: Run) -> None:
     """Adapter, held-out figures before and after, summary and learning curve."""
     folder = run.folder
     prepared.engine.policy.save(folder.adapter)
@@ -186,25 +184,15 @@ def _finish(config: DpoConfig, prepared: Prepared, result: FitResult, run: Run) 
     before, after = before_and_after(
         config, prepared.engine, prepared.encoder, prepared.heldout, prepared.score, folder=folder
     )
-    sources = (*config.data.train, *config.data.heldout)
-    write_json(
-        folder.summary,
-        {
-            "before": as_json(before),
-            "after": as_json(after),
-            "train_seconds": round(result.seconds, 2),
-            "steps": result.steps,
-            "tokens": result.tokens,
-            "attention": prepared.engine.method,
-            "seeds": {"run": config.run.seed},
-            "hashes": {
-                "base_model": prepared.engine.policy.base_fingerprint(),
-                "data": {source: source_hash(source) for source in sources},
-            },
-            "data": {part: report.as_dict() for part, report in prepared.reports.items()},
-            "versions": versions(),
-        },
+    facts = run_facts(
+        result,
+        attention=prepared.engine.method,
+        seed=config.run.seed,
+        base_model=base_model,
+        sources=(*config.data.train, *config.data.heldout),
+        reports={part: report.as_dict() for part, report in prepared.reports.items()},
     )
+    write_json(folder.summary, {"before": as_json(before), "after": as_json(after), **facts})
     print_figures(before, after, LABELS, console=run.console)
     for line in (f"adapter: {folder.adapter}", f"summary: {folder.summary}", f"learning curve: {folder.curve}"):
         run.say(line)

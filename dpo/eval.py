@@ -19,13 +19,14 @@ from dpo.prepare import prepare
 from groupwise.batch import pack, split_by_tokens, unpack_tokens
 from groupwise.config import load_config
 from groupwise.data.text import TextEncoder
-from groupwise.errors import UserError, exit_with_user_errors
+from groupwise.errors import exit_with_user_errors
 from groupwise.groups import Group, ordered_pairs
 from groupwise.model.engine import LogprobEngine, reference_logprobs, sequence_logratios
 from groupwise.model.sampling import SamplingParams, sample_completions
 from groupwise.observe.statistics import mean_interval, share_interval
 from groupwise.observe.summary import Figures, as_json, print_figures
 from groupwise.rewards.load import Score
+from groupwise.train.run import restore_trained
 from groupwise.train.run_folder import RunFolder, write_json, write_text
 from groupwise.train.runtime import Runtime
 
@@ -197,16 +198,10 @@ def main(argv: Sequence[str]) -> None:
     """Judge a finished run again: table on the terminal, figures into summary.json, samples into samples.jsonl."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, help="the run's folder, such as runs/dpo-reviews")
-    folder = RunFolder(parser.parse_args(argv).run)
-    for file in (folder.config, folder.summary):
-        if not file.is_file():
-            raise UserError(f"{file}: is missing, so {folder.path} is no finished run")
+    folder = RunFolder.finished(parser.parse_args(argv).run)
     config = load_config(DpoConfig, folder.config)
     prepared = prepare(config, Runtime(mixed_precision=config.run.mixed_precision))
-    summary = json.loads(folder.summary.read_text())
-    if prepared.engine.policy.base_fingerprint() != summary["hashes"]["base_model"]:
-        raise UserError(f"model.path: {config.model.path} is not the model that {folder.path} was trained from")
-    prepared.engine.policy.restore(folder.adapter)
+    summary = restore_trained(prepared.engine.policy, folder, model_path=config.model.path)
     before, after = before_and_after(
         config, prepared.engine, prepared.encoder, prepared.heldout, prepared.score, folder=folder
     )

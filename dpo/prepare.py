@@ -11,7 +11,7 @@ from groupwise.data.text import TextEncoder
 from groupwise.errors import UserError
 from groupwise.groups import Group
 from groupwise.model.engine import LogprobEngine
-from groupwise.model.policy import Policy, quiet_libraries
+from groupwise.model.policy import Policy, precision_doubts, quiet_libraries
 from groupwise.rewards.load import Score, load_score
 from groupwise.train.runtime import Runtime
 
@@ -60,12 +60,7 @@ def prepare(config: DpoConfig, runtime: Runtime) -> Prepared:
     _check_positions(policy, [*groups, *heldout], config)
     engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast)
     notes = [f"{part}: {line}" for part, report in reports.items() for line in report.lines()]
-    notes += engine.notices
-    if config.lora is None and config.model.dtype == "bfloat16":
-        notes.append(
-            "warning: all weights are trained in bfloat16, which rounds small updates away; "
-            "model.dtype float32 with run.mixed_precision bf16 keeps them"
-        )
+    notes += [*engine.notices, *precision_doubts(config.model, config.lora)]
     if leaked := overlapping_prompts(groups, heldout):
         notes.append(f"warning: {len(leaked)} held-out prompts are trained on, for example {leaked[0]}")
     return Prepared(engine, encoder, groups, heldout, reports, score, notes)

@@ -24,7 +24,7 @@ from groupwise.observe.summary import Figures, as_json, print_figures
 from groupwise.rewards.answers import marked_answer, number_of
 from groupwise.rewards.protocol import Answer
 from groupwise.rewards.scorer import Scorer
-from groupwise.train.run import say
+from groupwise.train.run import restore_trained, say
 from groupwise.train.run_folder import RunFolder, write_json, write_text
 from groupwise.train.runtime import Runtime
 from grpo.config import GrpoConfig
@@ -56,6 +56,16 @@ class Comparison:
     unjudged: tuple[int, int]
     became_right: list[str]
     became_wrong: list[str]
+
+    def as_dict(self) -> dict[str, object]:
+        """What summary.json holds of it."""
+        return {
+            "before": as_json(self.before),
+            "after": as_json(self.after),
+            "became_right": self.became_right,
+            "became_wrong": self.became_wrong,
+            "unjudged": self.unjudged,
+        }
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:
@@ -200,7 +210,7 @@ def _answered(config: GrpoConfig, prepared: Prepared, scorer: Scorer) -> _Answer
     mine = list(
         sequence_logratios(
             prepared.engine,
-            prepared.runtime.share(groups),
+            groups,
             tokens_per_forward=config.run.tokens_per_forward,
             temperature=config.sampling.temperature,
         )
@@ -212,7 +222,10 @@ def _answered(config: GrpoConfig, prepared: Prepared, scorer: Scorer) -> _Answer
 def _judge(
     config: GrpoConfig, prepared: Prepared, scorer: Scorer, *, n: int, params: SamplingParams
 ) -> tuple[list[list[Judged]], list[Group]]:
-    """Completions of every held-out prompt from the active network, the same random numbers at every call."""
+    """Completions of every held-out prompt from the active network, the same random numbers at every call.
+
+    What is judged is that of all processes; the groups are those that this process drew.
+    """
     numbers = prepared.runtime.share(range(len(prepared.heldout)))
     prompts = [prepared.heldout[number] for number in numbers]
     drawn = draw_answers(
@@ -244,7 +257,7 @@ def _judge(
         for prompt, own in zip(prompts, drawn, strict=True)
     ]
     judged = [flat[start : start + n] for start in range(0, len(flat), n)]
-    return prepared.runtime.gather(judged), prepared.runtime.gather(groups)
+    return prepared.runtime.gather(judged), groups
 
 
 def vote(answer: Answer, marker: str) -> str | None:
@@ -267,30 +280,17 @@ def main(argv: Sequence[str]) -> None:
     """Judge a finished run again: table on the terminal, figures into summary.json, samples into samples.jsonl."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, help="the run's folder, such as runs/grpo-arithmetic")
-    folder = RunFolder(parser.parse_args(argv).run)
-    for file in (folder.config, folder.summary):
-        if not file.is_file():
-            raise UserError(f"{file}: is missing, so {folder.path} is no finished run")
+    folder = RunFolder.finished(parser.parse_args(argv).run)
     config = load_config(GrpoConfig, folder.config)
     with Scorer(config.rewards, config.scoring) as scorer:
         runtime = Runtime(mixed_precision=config.run.mixed_precision)
         console = Console(quiet=not runtime.is_main)
         faults = FaultLog(folder.faults, lambda line: say(console, line), writes=runtime.is_main)
         prepared = prepare(config, scorer, runtime, faults)
-        summary = json.loads(folder.summary.read_text())
-        if prepared.engine.policy.base_fingerprint() != summary["hashes"]["base_model"]:
-            raise UserError(f"model.path: {config.model.path} is not the model that {folder.path} was trained from")
-        prepared.engine.policy.restore(folder.adapter)
+        summary = restore_trained(prepared.engine.policy, folder, model_path=config.model.path)
         judged = before_and_after(config, prepared, scorer, folder=folder)
-    summary |= {
-        "before": as_json(judged.before),
-        "after": as_json(judged.after),
-        "became_right": judged.became_right,
-        "became_wrong": judged.became_wrong,
-        "unjudged": judged.unjudged,
-    }
     if runtime.is_main:
-        write_json(folder.summary, summary)
+        write_json(folder.summary, summary | judged.as_dict())
     print_figures(judged.before, judged.after, labels(config), console=console)
     say(console, f"samples side by side: {folder.path / 'samples.jsonl'}")
 

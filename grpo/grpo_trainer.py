@@ -14,13 +14,11 @@ from rich.console import Console
 from torch import Tensor
 
 from groupwise.batch import GroupBatch
-from groupwise.data.rows import source_hash
 from groupwise.model.engine import TokenScores
 from groupwise.observe.figure import Panel, learning_curve
 from groupwise.observe.metrics import MetricSums, read_metrics
 from groupwise.observe.progress import Progress, make_progress
-from groupwise.observe.summary import as_json, print_figures, stored_figures
-from groupwise.observe.versions import versions
+from groupwise.observe.summary import print_figures, run_facts, stored_figures
 from groupwise.rewards.scorer import Scorer
 from groupwise.train.loop import FitResult, fit
 from groupwise.train.objective import StepTotals
@@ -123,18 +121,29 @@ def train(config: GrpoConfig, *, console: Console | None = None) -> RunFolder:
         faults = FaultLog(folder.faults, progress.line, writes=run.runtime.is_main)
         prepared = prepare(config, scorer, run.runtime, faults)
         run.begin(config, prepared.notes)
-        result, fault_count = _learn(config, prepared, scorer, progress, run)
+        base_model = prepared.engine.policy.base_fingerprint()  # reads all weights, so once
+        result, fault_count = _learn(config, prepared, base_model, scorer, progress, run)
         if run.runtime.is_main:
             prepared.engine.policy.save(folder.adapter)
         judged = before_and_after(config, prepared, scorer, folder=folder)
         if run.runtime.is_main:
-            _finish(config, prepared, judged, result, fault_count, run)
+            _draw_curve(config, folder)
+            facts = run_facts(
+                result,
+                attention=prepared.engine.method,
+                seed=config.run.seed,
+                base_model=base_model,
+                sources=(*config.data.train, *config.data.heldout),
+                reports={part: report.as_dict() for part, report in prepared.reports.items()},
+            )
+            write_json(folder.summary, {**judged.as_dict(), "reward_faults": fault_count, **facts})
+            _show(config, judged, run)
     run.runtime.close()
     return folder
 
 
 def _learn(
-    config: GrpoConfig, prepared: Prepared, scorer: Scorer, progress: Progress, run: Run
+    config: GrpoConfig, prepared: Prepared, base_model: str, scorer: Scorer, progress: Progress, run: Run
 ) -> tuple[FitResult, int]:
     """Rollouts and training; also how many faults rewards had in the rollouts."""
     engine = prepared.engine
@@ -164,7 +173,7 @@ def _learn(
         evaluate=lambda step: held_out_metrics(config, prepared, scorer),
         evaluate_every=config.eval.every,
         identity={
-            "base model": engine.policy.base_fingerprint(),
+            "base model": base_model,
             "training data": _fingerprint(prepared.train),
             "held-out data": _fingerprint(prepared.heldout),
             "file of a reward": scorer.fingerprint(),
@@ -181,38 +190,16 @@ def _fingerprint(prompts: Sequence[Prompt]) -> str:
     return digest.hexdigest()
 
 
-def _finish(
-    config: GrpoConfig, prepared: Prepared, judged: Comparison, result: FitResult, faults: int, run: Run
-) -> None:
-    """Summary and learning curve."""
-    folder = run.folder
+def _draw_curve(config: GrpoConfig, folder: RunFolder) -> None:
+    """The learning curve; what a run never logged, because nothing could be learned or scored, is left out."""
     logged = {name for row in read_metrics(folder.metrics) for name in row}
-    # A run in which nothing could be learned, or nothing was scored, never logged some of them.
     drawn = [panel for panel in panels(config) if logged.issuperset(panel.lines.values())]
     learning_curve(folder.metrics, folder.curve, panels=drawn, title=f"GRPO: {folder.path.name}")
-    sources = (*config.data.train, *config.data.heldout)
-    write_json(
-        folder.summary,
-        {
-            "before": as_json(judged.before),
-            "after": as_json(judged.after),
-            "became_right": judged.became_right,
-            "became_wrong": judged.became_wrong,
-            "train_seconds": round(result.seconds, 2),
-            "steps": result.steps,
-            "tokens": result.tokens,
-            "attention": prepared.engine.method,
-            "reward_faults": faults,
-            "unjudged": judged.unjudged,
-            "seeds": {"run": config.run.seed},
-            "hashes": {
-                "base_model": prepared.engine.policy.base_fingerprint(),
-                "data": {source: source_hash(source) for source in sources},
-            },
-            "data": {part: report.as_dict() for part, report in prepared.reports.items()},
-            "versions": versions(),
-        },
-    )
+
+
+def _show(config: GrpoConfig, judged: Comparison, run: Run) -> None:
+    """The table, and what a person should know of the figures."""
+    folder = run.folder
     print_figures(judged.before, judged.after, labels(config), console=run.console)
     if sum(judged.unjudged):
         run.say(f"warning: {sum(judged.unjudged)} held-out answers could not be judged and are in no figure")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from groupwise.data.text import TextEncoder
 from groupwise.errors import UserError
 from groupwise.model.engine import LogprobEngine
-from groupwise.model.policy import Policy, quiet_libraries
+from groupwise.model.policy import Policy, precision_doubts, quiet_libraries
 from groupwise.rewards.scorer import Scorer
 from groupwise.train.runtime import Runtime
 from grpo.config import PRESETS, GrpoConfig
@@ -49,12 +49,7 @@ def prepare(config: GrpoConfig, scorer: Scorer, runtime: Runtime, faults: FaultL
     scorer.check_rows([prompt.row for prompt in (*train, *heldout)])
     engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast)
     notes = [f"{part}: {line}" for part, report in reports.items() for line in report.lines()]
-    notes += engine.notices
-    if config.lora is None and config.model.dtype == "bfloat16":
-        notes.append(
-            "warning: all weights are trained in bfloat16, which rounds small updates away; "
-            "model.dtype float32 with run.mixed_precision bf16 keeps them"
-        )
+    notes += [*engine.notices, *precision_doubts(config.model, config.lora)]
     notes += _doubts(config)
     trained = {prompt.prompt_ids for prompt in train}
     if leaked := [prompt.key for prompt in heldout if prompt.prompt_ids in trained]:

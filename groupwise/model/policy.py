@@ -252,6 +252,16 @@ class Policy:
             raise UserError(f"{folder}: cannot be loaded into this model: {_first_line(error)}") from error
 
 
+def precision_doubts(model: ModelSection, lora: LoraSection | None) -> list[str]:
+    """A line for the user where weights are kept in a precision that training hardly moves."""
+    if lora is not None or model.dtype != "bfloat16":
+        return []
+    return [
+        "warning: all weights are trained in bfloat16, which rounds small updates away; "
+        "model.dtype float32 with run.mixed_precision bf16 keeps them"
+    ]
+
+
 def quiet_libraries() -> None:
     """Keep loading bars and notes about the libraries' own future off the terminal; errors are raised all the same."""
     transformers.logging.set_verbosity_error()

@@ -20,6 +20,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from groupwise.errors import printable
+
 _RECENT_STEPS = 50
 _MOST_METRICS = 8
 _PLAIN_LINES = 40
@@ -160,7 +162,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 def _printable(text: str) -> str:
     """One line without control characters: text may come from data, and must not move the cursor."""
-    return "".join(character if character.isprintable() else " " for character in text)
+    return printable(text).replace("\n", " ")
 
 
 class _Display:

@@ -1,12 +1,15 @@
-"""Figures before and after: into summary.json, out of it again, onto the terminal. Knows no method's figures."""
+"""What summary.json holds of every run: into it, out of it again, onto the terminal. Knows no method's figures."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
+from groupwise.data.rows import source_hash
 from groupwise.observe.statistics import Figure
 from groupwise.observe.table import before_after_table
+from groupwise.observe.versions import versions
+from groupwise.train.loop import FitResult
 from groupwise.train.run_folder import RunFolder
 
 Figures = dict[str, Figure]
@@ -15,6 +18,31 @@ Figures = dict[str, Figure]
 def as_json(figures: Figures) -> dict[str, dict[str, float]]:
     """Figures as summary.json holds them."""
     return {name: figure.as_dict() for name, figure in figures.items()}
+
+
+def run_facts(
+    result: FitResult,
+    *,
+    attention: str,
+    seed: int,
+    base_model: str,
+    sources: Sequence[str],
+    reports: Mapping[str, Mapping[str, object]],
+) -> dict[str, object]:
+    """What a run cost and what it was made of: the part of summary.json that is no figure.
+
+    `base_model` is the policy's `base_fingerprint`, `reports` the account of each part of the data.
+    """
+    return {
+        "train_seconds": round(result.seconds, 2),
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "attention": attention,
+        "seeds": {"run": seed},
+        "hashes": {"base_model": base_model, "data": {source: source_hash(source) for source in sources}},
+        "data": dict(reports),
+        "versions": versions(),
+    }
 
 
 def stored_figures(folder: RunFolder) -> tuple[Figures, Figures]:

@@ -1,12 +1,15 @@
 """Opening a run: is it new, continued or finished, where does it run, and what is said about it. Knows no method."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 
 from groupwise.config import Section
-from groupwise.errors import printable
+from groupwise.errors import UserError, printable
+from groupwise.model.policy import Policy
 from groupwise.sections import RunSection
 from groupwise.train.run_folder import RunFolder
 from groupwise.train.runtime import Runtime
@@ -46,6 +49,18 @@ def open_run(config: Section, section: RunSection, folder: RunFolder, console: C
         return None
     runtime = Runtime(mixed_precision=section.mixed_precision, trackers=section.trackers, folder=folder.path)
     return Run(folder, runtime, console if runtime.is_main else Console(quiet=True))
+
+
+def restore_trained(policy: Policy, folder: RunFolder, *, model_path: str) -> dict[str, Any]:
+    """Put what a finished run trained back into its base model, and return the run's summary.
+
+    Raises UserError when the base model is another one.
+    """
+    summary: dict[str, Any] = json.loads(folder.summary.read_text())
+    if policy.base_fingerprint() != summary["hashes"]["base_model"]:
+        raise UserError(f"model.path: {model_path} is not the model that {folder.path} was trained from")
+    policy.restore(folder.adapter)
+    return summary
 
 
 def say(console: Console, line: str) -> None:

@@ -31,6 +31,15 @@ class RunFolder:
         """The folder that a configuration names."""
         return cls(Path(section.folder) / section.name)
 
+    @classmethod
+    def finished(cls, path: Path) -> "RunFolder":
+        """The folder of a run that has ended. Raises UserError when it holds no such run."""
+        folder = cls(path)
+        for file in (folder.config, folder.summary):
+            if not file.is_file():
+                raise UserError(f"{file}: is missing, so {path} is no finished run")
+        return folder
+
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"

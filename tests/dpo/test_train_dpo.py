@@ -1,6 +1,5 @@
 """DPO from the command line: same bytes after a stop, clear errors before anything is written."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from dpo import dpo_trainer, eval, train_dpo
 from groupwise.errors import UserError, exit_with_user_errors
 from groupwise.observe.metrics import read_metrics
-from groupwise.train import loop
+from tests.runs import assert_same_run, digests, stop_after
 
 CONFIG = """
 model: {path: MODEL}
@@ -49,14 +48,6 @@ def command(
         return ["--config", str(file), *flags]
 
     return arguments
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
-
-
-def timeless(metrics: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "tokens_per_second"} for row in metrics]
 
 
 def test_a_run_leaves_everything_a_person_needs(command: Command, tmp_path: Path) -> None:
@@ -99,32 +90,14 @@ def test_a_stopped_and_continued_run_has_the_same_bytes(
 ) -> None:
     """Invariant 6, also where the stop lies between checkpoints (3, 5) and before the first (1)."""
     train_dpo.main(command(runs="straight"))
-
-    class Stopped(Exception):
-        pass
-
-    step = loop.optimizer_step
-    steps = 0
-
-    def interrupted(*args: object, **options: object) -> dict[str, float]:
-        nonlocal steps
-        if steps == stop:
-            raise Stopped
-        steps += 1
-        return step(*args, **options)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "optimizer_step", interrupted)
-        with pytest.raises(Stopped):
-            train_dpo.main(command(runs="continued"))
+    stop_after(stop, lambda: train_dpo.main(command(runs="continued")), monkeypatch)
     train_dpo.main(command(runs="continued"))
-
-    straight, continued = tmp_path / "straight" / "run", tmp_path / "continued" / "run"
-    assert digests(continued / "adapter") == digests(straight / "adapter")
-    last = "checkpoints/step-000006"
-    assert digests(continued / last)["optimizer.safetensors"] == digests(straight / last)["optimizer.safetensors"]
-    assert timeless(read_metrics(continued / "metrics.jsonl")) == timeless(read_metrics(straight / "metrics.jsonl"))
-    assert (continued / "transcripts.jsonl").read_bytes() == (straight / "transcripts.jsonl").read_bytes()
+    assert_same_run(
+        tmp_path / "continued" / "run",
+        tmp_path / "straight" / "run",
+        last="checkpoints/step-000006",
+        files=("optimizer.safetensors",),
+    )
 
 
 def test_a_finished_run_is_shown_and_not_touched(

@@ -1,6 +1,5 @@
 """GRPO from the command line: reward rises, same bytes after any stop, honest about runs that cannot learn."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +9,8 @@ import pytest
 from groupwise.errors import UserError, exit_with_user_errors
 from groupwise.observe.metrics import read_metrics
 from groupwise.rewards.scorer import RewardFailure
-from groupwise.train import loop
 from grpo import eval, train_grpo
+from tests.runs import assert_same_run, stop_after
 
 CONFIG = """
 model: {path: MODEL}
@@ -76,14 +75,6 @@ def command(tmp_path: Path, tiny_model: Path) -> Command:
     return arguments
 
 
-def digests(folder: Path) -> dict[str, str]:
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
-
-
-def timeless(metrics: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "tokens_per_second"} for row in metrics]
-
-
 def test_reward_rises_and_a_run_leaves_everything_a_person_needs(command: Command, tmp_path: Path) -> None:
     learns_fast = ("--lora", "null", "--optimizer.learning_rate", "5e-3")
     train_grpo.main(command("--steps", "25", "--run.groups_per_step", "12", *learns_fast))
@@ -117,32 +108,14 @@ def test_a_stopped_and_continued_run_has_the_same_bytes(
 ) -> None:
     """Invariant 6; with several updates and minibatches a stop falls into a rollout that is still learned from."""
     train_grpo.main(command(*flags, runs="straight"))
-
-    class Stopped(Exception):
-        pass
-
-    step = loop.optimizer_step
-    steps = 0
-
-    def interrupted(*args: object, **options: object) -> dict[str, float]:
-        nonlocal steps
-        if steps == stop:
-            raise Stopped
-        steps += 1
-        return step(*args, **options)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "optimizer_step", interrupted)
-        with pytest.raises(Stopped):
-            train_grpo.main(command(*flags, runs="continued"))
+    stop_after(stop, lambda: train_grpo.main(command(*flags, runs="continued")), monkeypatch)
     train_grpo.main(command(*flags, runs="continued"))
-    straight, continued = tmp_path / "straight" / "run", tmp_path / "continued" / "run"
-    assert digests(continued / "adapter") == digests(straight / "adapter")
-    last = "checkpoints/step-000006"
-    for file in ("optimizer.safetensors", "rollout-groups.safetensors", "rollout-state.json"):
-        assert digests(continued / last)[file] == digests(straight / last)[file]
-    assert timeless(read_metrics(continued / "metrics.jsonl")) == timeless(read_metrics(straight / "metrics.jsonl"))
-    assert (continued / "transcripts.jsonl").read_bytes() == (straight / "transcripts.jsonl").read_bytes()
+    assert_same_run(
+        tmp_path / "continued" / "run",
+        tmp_path / "straight" / "run",
+        last="checkpoints/step-000006",
+        files=("optimizer.safetensors", "rollout-groups.safetensors", "rollout-state.json"),
+    )
 
 
 def test_several_updates_leave_the_policy_that_sampled(command: Command, tmp_path: Path) -> None:

@@ -1,0 +1,49 @@
+"""What tests of whole runs share: comparing two runs, and stopping one."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from groupwise.observe.metrics import read_metrics
+from groupwise.train import loop
+
+
+class Stopped(Exception):
+    """A run was stopped on purpose."""
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+
+
+def timeless(metrics: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "tokens_per_second"} for row in metrics]
+
+
+def stop_after(steps: int, train: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train, and stop the run before it takes one more optimizer step than that."""
+    step = loop.optimizer_step
+    taken = 0
+
+    def interrupted(*args: object, **options: object) -> dict[str, float]:
+        nonlocal taken
+        if taken == steps:
+            raise Stopped
+        taken += 1
+        return step(*args, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "optimizer_step", interrupted)
+        with pytest.raises(Stopped):
+            train()
+
+
+def assert_same_run(continued: Path, straight: Path, *, last: str, files: tuple[str, ...]) -> None:
+    """Same adapter, the same `files` of the checkpoint `last`, the same metrics but for times, the same transcripts."""
+    assert digests(continued / "adapter") == digests(straight / "adapter")
+    for file in files:
+        assert digests(continued / last)[file] == digests(straight / last)[file]
+    assert timeless(read_metrics(continued / "metrics.jsonl")) == timeless(read_metrics(straight / "metrics.jsonl"))
+    assert (continued / "transcripts.jsonl").read_bytes() == (straight / "transcripts.jsonl").read_bytes()
