@@ -181,7 +181,7 @@ def before_and_after(
     held_out = HeldOut(scored, beta=config.loss.beta, tokens_per_forward=tokens)
     prompts = _distinct_prompts(heldout)[: config.eval.prompts]
     n = config.eval.samples_per_prompt
-    with engine.policy.reference():
+    with engine.policy.base():
         samples_before = draw_samples(config, engine, encoder, prompts, score)
         before = pair_figures(engine, held_out) | sample_figures(samples_before, n)
     samples_after = draw_samples(config, engine, encoder, prompts, score)

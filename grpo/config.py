@@ -19,6 +19,7 @@ from groupwise.sections import (
 Normaliser = Literal["completion", "token", "constant"]
 AdvantageScale = Literal["group_std", "batch_std", "none"]
 KlForm = Literal["k3", "k3_ratio"]
+Reference = Literal["frozen", "copy", "average"]
 
 PRESETS: dict[str, dict[str, object]] = {
     "grpo": {},  # the defaults of the section
@@ -86,6 +87,15 @@ class GrpoLossSection(Section):
     kl_form: KlForm = Field(
         default="k3", description="k3: Eq. 4, per token, in the loss; k3_ratio: times the ratio (unbiased gradient)"
     )
+    reference: Reference = Field(
+        default="frozen",
+        description="what the KL pulls to: frozen: the base; copy: the policy as it was at the last of every "
+        "reference_every steps (iterations of Algorithm 1); average: moves reference_mix of the way there instead",
+    )
+    reference_every: int = Field(
+        default=100, ge=1, description="optimizer steps between moves of the reference; acts from the next rollout on"
+    )
+    reference_mix: float = Field(default=0.6, gt=0, le=1, description="share of the policy in an average")
     clip_low: float = Field(default=0.2, gt=0, lt=1, description="ratio is clipped below 1 - clip_low")
     clip_high: float = Field(default=0.2, gt=0, description="and above 1 + clip_high")
 
@@ -95,6 +105,18 @@ class GrpoLossSection(Section):
         if not isinstance(values, Mapping):
             return values
         return {**PRESETS.get(str(values.get("preset")), {}), **values}
+
+    @model_validator(mode="after")
+    def _a_moving_reference_is_used(self) -> Self:
+        if self.reference != "frozen" and self.kl_coefficient == 0:
+            raise ValueError(f"reference {self.reference!r} moves what only the KL uses; set kl_coefficient above 0")
+        return self
+
+    def reference_moves(self, step: int) -> float:
+        """Share of the policy that enters the reference before step `step`, counted from 0; 0: it stays."""
+        if self.reference == "frozen" or step == 0 or step % self.reference_every:
+            return 0.0
+        return 1.0 if self.reference == "copy" else self.reference_mix
 
 
 class GrpoEvalSection(Section):

@@ -133,7 +133,7 @@ def before_and_after(config: GrpoConfig, prepared: Prepared, scorer: Scorer, *, 
     Every process does its share of the prompts and gets all the figures; the main one writes. Raises UserError when
     the reward `eval.correct` could judge nothing.
     """
-    with prepared.engine.policy.reference():
+    with prepared.engine.policy.base():
         before = _answered(config, prepared, scorer)
     after = _answered(config, prepared, scorer)
     if prepared.runtime.is_main:

@@ -1,8 +1,8 @@
 """Rollouts: prompts answered by the policy, scored, and turned into groups with advantages, for the loop to learn from.
 
 The order is sample, score, skip what has no signal, add reference log-probs, add advantages. Everything that a
-continued run needs is in `save`: the place in the prompts, the rollout that is still being learned from, the count of
-reward faults. Knows neither the loss nor how rewards come to their scores.
+continued run needs is in `save`: the place in the prompts, the rollout that is still being learned from, where the
+reference was moved to, the count of reward faults. Knows neither the loss nor how rewards come to their scores.
 """
 
 import json
@@ -91,6 +91,8 @@ class Rollouts:
         rollout = self._config.rollout
         place = step % (rollout.minibatches * rollout.updates)
         self._metrics = {}
+        if mix := self._config.loss.reference_moves(step):
+            self._engine.policy.move_reference(mix)
         if place == 0:
             self._gather(step)
         return self._groups[place % rollout.minibatches :: rollout.minibatches]
@@ -103,11 +105,13 @@ class Rollouts:
         state = {"asked": self._asked, "silent_rollouts": self._silent_rollouts, "faults": self._faults}
         (folder / STATE).write_text(json.dumps(state) + "\n")
         save_groups(self._groups, folder, GROUPS)
+        self._engine.policy.save_reference(folder)
 
     def restore(self, folder: Path) -> None:
         state = json.loads((folder / STATE).read_text())
         self._asked, self._silent_rollouts, self._faults = state["asked"], state["silent_rollouts"], state["faults"]
         self._groups = load_groups(folder, GROUPS)
+        self._engine.policy.restore_reference(folder)
 
     @property
     def faults(self) -> int:

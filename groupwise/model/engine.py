@@ -171,16 +171,16 @@ def reference_logprobs(
 def sequence_logratios(
     engine: LogprobEngine, groups: Sequence[Group], *, tokens_per_forward: int, temperature: float
 ) -> Iterator[float]:
-    """log pi(y|x) - log pi_ref(y|x) of each completion in order, nats; pi is the active network.
+    """log pi(y|x) - log pi_base(y|x) of each completion in order, nats; pi is the active network.
 
     Both are at the temperature that the completions were drawn at, so the mean estimates the KL of what is drawn.
     """
     for part in split_by_tokens(groups, tokens_per_forward):
         batch = pack(part).to(engine.policy.device)
         logp_R = batch.sum_per_completion(engine.score(batch, temperature=temperature).logp_T)
-        with engine.policy.reference():
-            reference_R = batch.sum_per_completion(engine.score(batch, temperature=temperature).logp_T)
-        yield from (logp_R - reference_R).tolist()
+        with engine.policy.base():
+            base_R = batch.sum_per_completion(engine.score(batch, temperature=temperature).logp_T)
+        yield from (logp_R - base_R).tolist()
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """The policy: a causal language model, what of it is trained, and the frozen reference it started from.
 
-With LoRA the reference is the same network with its adapter switched off; without LoRA it is a frozen copy taken from
-memory, never loaded again from disk. Base weights are never written. Dropout is off everywhere.
+With LoRA the base is the same network with its adapter switched off; without LoRA it is a frozen copy taken from
+memory, never loaded again from disk. Base weights are never written. The reference is the base until a schedule moves
+it. Dropout is off everywhere.
 Knows nothing about groups, losses or sampling.
 """
 
@@ -18,7 +19,7 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import GELUTanh, NewGELUActivation
@@ -28,6 +29,7 @@ from groupwise.errors import UserError
 from groupwise.model.head import OutputHead, head_error
 from groupwise.sections import LoraSection, ModelSection
 
+_REFERENCE = "reference.safetensors"
 _NOT_OF_THE_FUNCTION = frozenset({"_name_or_path", "transformers_version"})
 # Mamba reads the weights of these layers directly and would pass an adapter by.
 _BYPASSED_BY_MAMBA = ["out_proj", "dt_proj"]
@@ -35,10 +37,10 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torc
 
 
 class Policy:
-    """A causal language model under training and its frozen reference.
+    """A causal language model under training, the base it started from, and the reference that it is held to.
 
     `model` is the Transformers model (adapter layers injected where LoRA is used); `active` is the network to run:
-    the policy, or inside `with policy.reference():` the reference.
+    the policy, or inside `with policy.base():` and `with policy.reference():` those.
     """
 
     def __init__(
@@ -61,7 +63,9 @@ class Policy:
             model.requires_grad_(True)
         else:
             self._peft = _add_adapter(model, lora, seed)
-        self._in_reference = False
+        self._in_base = False
+        self._moved: dict[str, Tensor] | None = None  # trained weights of a reference that left the base
+        self._in_moved = False
         self._own_attention = self.attention
         model.eval()
         self.head_error = head_error(model)
@@ -97,7 +101,7 @@ class Policy:
     @property
     def active(self) -> PreTrainedModel:
         """The network that a forward pass should run now."""
-        if self._in_reference and self._frozen is not None:
+        if self._in_base and self._frozen is not None:
             return self._frozen
         return self.model
 
@@ -106,18 +110,73 @@ class Policy:
         return self.model.device
 
     @contextlib.contextmanager
-    def reference(self) -> Generator[None, None, None]:
-        """Inside, the active network is the frozen reference; may be nested."""
-        if self._in_reference:
+    def base(self) -> Generator[None, None, None]:
+        """Inside, the active network is the one that training started from; may be nested."""
+        if self._in_base:
             # PEFT's own context would switch the adapter on at the end of the inner one.
             yield
             return
         with self._peft.disable_adapter() if self._peft is not None else contextlib.nullcontext():
-            self._in_reference = True
+            self._in_base = True
             try:
                 yield
             finally:
-                self._in_reference = False
+                self._in_base = False
+
+    @contextlib.contextmanager
+    def reference(self) -> Generator[None, None, None]:
+        """Inside, the active network is what a KL pulls to: the base, or where `move_reference` took it; may be nested.
+
+        No backward pass may be due.
+        """
+        if self._moved is None:
+            with self.base():
+                yield
+            return
+        if self._in_moved:
+            yield
+            return
+        self._exchange(self._moved)
+        self._in_moved = True
+        try:
+            yield
+        finally:
+            self._in_moved = False
+            self._exchange(self._moved)
+
+    @torch.no_grad()
+    def move_reference(self, mix: float) -> None:
+        """Trained weights of the reference become mix * policy + (1 - mix) * reference, with 0 < mix <= 1.
+
+        mix 1 makes the reference a copy of the policy, as each iteration of Algorithm 1 of the GRPO paper does; less
+        is the soft update of TR-DPO (arXiv 2404.09656). With LoRA the two factors of an update are averaged, not their
+        product. Costs memory for one more set of trained weights.
+        """
+        reference = self._moved or self._base_weights()
+        self._moved = {name: torch.lerp(reference[name], p.detach(), mix) for name, p in self.trainable().items()}
+
+    def save_reference(self, folder: Path) -> None:
+        """Write where the reference was moved to; nothing while it is the base."""
+        if self._moved is not None:
+            save_file({name: value.cpu().contiguous() for name, value in self._moved.items()}, folder / _REFERENCE)
+
+    def restore_reference(self, folder: Path) -> None:
+        """Put back what `save_reference` wrote."""
+        file = folder / _REFERENCE
+        # Cloned: tensors inside a file's buffer are aligned otherwise, and matrix products then round otherwise.
+        saved = load_file(file, device=str(self.device)) if file.is_file() else None
+        self._moved = None if saved is None else {name: value.clone() for name, value in saved.items()}
+
+    def _base_weights(self) -> Mapping[str, Tensor]:
+        """What `trainable` would hold in the base: an adapter without effect, or the frozen copy's weights."""
+        if self._frozen is not None:
+            return dict(self._frozen.named_parameters())
+        return {name: torch.zeros_like(p) if ".lora_B." in name else p for name, p in self.trainable().items()}
+
+    def _exchange(self, weights: dict[str, Tensor]) -> None:
+        """Swap trained weights with others, without copying."""
+        for name, p in self.trainable().items():
+            p.data, weights[name] = weights[name], p.data
 
     @property
     def positions(self) -> int | None:
@@ -196,7 +255,7 @@ class Policy:
         """What stands in for a layer while sampling, or None where it stays."""
         if precision is None:
             if isinstance(layer, LoraLayer) and _is_full_precision_linear(layer.get_base_layer()):
-                return _folded_layer(layer, with_update=not self._in_reference)
+                return _folded_layer(layer, with_update=not self._in_base)
             return None
         if not _is_full_precision_linear(layer):
             return None
@@ -211,7 +270,7 @@ class Policy:
         return {name: p for name, p in sorted(self.model.named_parameters()) if p.requires_grad}
 
     def base_fingerprint(self) -> str:
-        """SHA-256 over the reference as it is in memory: configuration, and names, dtypes and bytes of weights."""
+        """SHA-256 over the base as it is in memory: configuration, and names, dtypes and bytes of weights."""
         source = self._frozen or self.model
         described = {k: v for k, v in source.config.to_dict().items() if k not in _NOT_OF_THE_FUNCTION}
         digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())

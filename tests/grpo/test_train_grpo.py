@@ -54,6 +54,7 @@ REFILLED = (
     "--rollout.minibatches", "2",
 )  # fmt: skip
 OFF_POLICY = ("--rollout.updates", "2", "--rollout.minibatches", "2")
+MOVING = ("--loss.reference", "average", "--loss.reference_every", "2")
 
 Command = Callable[..., list[str]]
 
@@ -101,7 +102,7 @@ def test_reward_rises_and_a_run_leaves_everything_a_person_needs(command: Comman
 
 @pytest.mark.parametrize(
     ("stop", "flags"),
-    [(1, ()), (3, ()), (1, OFF_POLICY), (2, OFF_POLICY), (3, OFF_POLICY), (5, OFF_POLICY), (3, REFILLED)],
+    [(1, ()), (3, ()), (1, OFF_POLICY), (2, OFF_POLICY), (3, OFF_POLICY), (5, OFF_POLICY), (3, REFILLED), (3, MOVING)],
 )
 def test_a_stopped_and_continued_run_has_the_same_bytes(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, flags: tuple[str, ...]
@@ -116,6 +117,16 @@ def test_a_stopped_and_continued_run_has_the_same_bytes(
         last="checkpoints/step-000006",
         files=("optimizer.safetensors", "rollout-groups.safetensors", "rollout-state.json"),
     )
+
+
+def test_a_copied_reference_is_the_policy_of_its_step(command: Command, tmp_path: Path) -> None:
+    """Iterations of Algorithm 1: the KL starts at 0 again; figures after the run still speak of the base model."""
+    train_grpo.main(command("--loss.reference", "copy", "--loss.reference_every", "2", "--run.groups_per_step", "12"))
+    kl = [row["kl"] for row in read_metrics(tmp_path / "runs" / "run" / "metrics.jsonl")]
+    assert all(value == pytest.approx(0, abs=1e-7) for value in kl[::2])
+    assert all(value > 1e-5 for value in kl[1::2])
+    summary = json.loads((tmp_path / "runs" / "run" / "summary.json").read_text())
+    assert summary["after"]["kl/sequence"]["value"] > 8 * kl[-1]
 
 
 def test_several_updates_leave_the_policy_that_sampled(command: Command, tmp_path: Path) -> None:
