@@ -1,6 +1,7 @@
 """A reward that goes wrong costs what the policy says, no more, and never the run: the table of faults.
 
-The time limits are short and a hang is ten minutes long, so a fault that is not caught shows as a test that never ends.
+The time limits are short and a hang is ten minutes long, so what docs/rewards.md promises of time is far from a fault
+that is not caught, on a busy machine too.
 """
 
 import contextlib
@@ -38,6 +39,7 @@ KINDS: dict[str, FaultKind] = {
     "too_few": "wrong count",
     "too_many": "wrong count",
 }
+TIME_LIMIT = {fault: 0.4 if kind == "timed out" else 10.0 for fault, kind in KINDS.items()}
 
 
 def faulty(function: str, **options: object) -> RewardSection:
@@ -77,6 +79,15 @@ def is_gone(pid: int) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def within_stated_time(time_limit: float, *, asked_again: int) -> Iterator[None]:
+    """time_limit + 1 s, as much for each completion asked again, and 10 s for each new process."""
+    started = time.monotonic()
+    yield
+    calls = 1 + asked_again
+    assert time.monotonic() - started < calls * (time_limit + 1 + 10)
+
+
 # --- the table: what goes wrong x where x policy ----------------------------------------------------------------------
 
 
@@ -90,7 +101,7 @@ def scorer_for() -> Iterator[Callable[[str, str, Policy], Scorer]]:
             key = function, fault, policy
             if key not in made:
                 other = RewardSection(name="length", weight=2.0, options={"scale": 1})
-                limits = scoring(policy, time_limit=0.4 if KINDS[fault] == "timed out" else 10.0)
+                limits = scoring(policy, time_limit=TIME_LIMIT[fault])
                 made[key] = stack.enter_context(Scorer([faulty(function, fault=fault), other], limits))
             return made[key]
 
@@ -107,12 +118,16 @@ def test_a_fault_costs_what_the_policy_says(
     lost = {2, 3, 4} if KINDS[fault] == "wrong count" else {2 + place}
     faults_before = scorer.fault_count
     if policy == "fail":
-        with pytest.raises(RewardFailure, match=f"faulty {KINDS[fault]}") as failure:
+        with (
+            within_stated_time(TIME_LIMIT[fault], asked_again=3),
+            pytest.raises(RewardFailure, match=f"faulty {KINDS[fault]}") as failure,
+        ):
             scorer.score(rows_of(answers), answers)
         assert "question 1" in str(failure.value)
         assert (POISON in str(failure.value)) or len(lost) > 1
     else:
-        result = scorer.score(rows_of(answers), answers)
+        with within_stated_time(TIME_LIMIT[fault], asked_again=3):
+            result = scorer.score(rows_of(answers), answers)
         lengths = [len(answer.text) for answer in answers]
         assert result.by_reward["faulty"] == tuple(None if i in lost else 1.0 for i in range(5))
         assert result.by_reward["length"] == tuple(lengths)
@@ -153,7 +168,8 @@ def test_without_the_mark_the_whole_group_is_at_fault(
 )
 def test_crooked_ways_to_fail(fault: str, kind: FaultKind) -> None:
     with Scorer([faulty("faulty_group", fault=fault)], scoring(time_limit=0.4)) as scorer:
-        first = scorer.score(rows_of(group([POISON])), group([POISON]))
+        with within_stated_time(0.4, asked_again=0):
+            first = scorer.score(rows_of(group([POISON])), group([POISON]))
         assert [f.kind for f in first.faults] == [kind]
         assert first.totals == (None,)
         assert scorer.score(rows_of(group(["fine"])), group(["fine"])).totals == (1.0,)
@@ -217,7 +233,8 @@ def test_a_run_that_goes_on_keeps_its_count() -> None:
 def test_a_child_of_a_hanging_reward_is_killed(tmp_path: Path) -> None:
     note = tmp_path / "children"
     with Scorer([faulty("spawns", note=str(note), hang=True)], scoring(time_limit=0.5)) as scorer:
-        result = scorer.score(rows_of(group(["x"])), group(["x"]))
+        with within_stated_time(0.5, asked_again=0):
+            result = scorer.score(rows_of(group(["x"])), group(["x"]))
         assert [fault.kind for fault in result.faults] == ["timed out"]
         children = [int(line) for line in note.read_text().split()]
         assert children and all(is_gone(child) for child in children)
