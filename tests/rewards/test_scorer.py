@@ -13,7 +13,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -80,7 +80,7 @@ def is_gone(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def within_stated_time(time_limit: float, *, asked_again: int) -> Iterator[None]:
+def within_stated_time(time_limit: float, *, asked_again: int) -> Generator[None]:
     """time_limit + 1 s, as much for each completion asked again, and 10 s for each new process."""
     started = time.monotonic()
     yield
