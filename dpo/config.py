@@ -5,13 +5,22 @@ from typing import Literal
 from pydantic import Field
 
 from groupwise.config import Section
-from groupwise.sections import LoraSection, ModelSection, OptimizerSection, RunSection, SamplingSection
+from groupwise.sections import (
+    AlarmsSection,
+    LoraSection,
+    ModelSection,
+    OptimizerSection,
+    RunSection,
+    SamplingSection,
+)
 
 
 class PreferenceDataSection(Section):
     """Where preference groups come from; formats in dpo/README.md."""
 
-    train: tuple[str, ...] = Field(description="files (.jsonl, .json, .parquet, .csv) or hub data sets owner/name")
+    train: tuple[str, ...] = Field(
+        min_length=1, description="files (.jsonl, .json, .parquet, .csv) or hub data sets owner/name"
+    )
     heldout: tuple[str, ...] = Field(default=(), description="the same, never trained on; empty: taken from train")
     heldout_groups: int = Field(default=256, ge=1, description="most held-out groups; how many are taken from train")
     columns: dict[str, str | tuple[str, ...]] = Field(
@@ -57,6 +66,7 @@ class DpoConfig(Section):
     loss: DpoLossSection = DpoLossSection()
     optimizer: OptimizerSection = OptimizerSection()
     run: RunSection
+    alarms: AlarmsSection = AlarmsSection()
     epochs: float = Field(default=1.0, gt=0, description="passes over the training groups")
     eval: DpoEvalSection = DpoEvalSection()
     sampling: SamplingSection = SamplingSection()

@@ -5,7 +5,7 @@ Legend: T completion tokens, R completions, K pairs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -16,15 +16,18 @@ from dpo.eval import LABELS, HeldOut, before_and_after, held_out_metrics
 from dpo.losses import dpo_loss, implicit_rewards
 from dpo.prepare import Prepared, prepare
 from groupwise.batch import GroupBatch
-from groupwise.groups import Group, fingerprint
+from groupwise.errors import RunStopped
+from groupwise.groups import Group, NotFinite, fingerprint
 from groupwise.model.engine import LogprobEngine, TokenScores, starting_gap
 from groupwise.model.reference_cache import cached_reference
+from groupwise.observe.alarms import Alarms, Watched
 from groupwise.observe.figure import Panel, learning_curve
 from groupwise.observe.metrics import MetricSums
 from groupwise.observe.progress import make_progress
-from groupwise.observe.summary import as_json, print_figures, run_facts, stored_figures
+from groupwise.observe.summary import as_json, print_figures, print_health, run_facts, stored_figures
 from groupwise.train.loop import EpochSource, FitResult, fit
 from groupwise.train.objective import StepTotals
+from groupwise.train.offenders import keep_offenders
 from groupwise.train.run import Run, open_run
 from groupwise.train.run_folder import RunFolder, write_json
 
@@ -37,6 +40,7 @@ PAIR_METRICS = (
     "logps/chosen",
     "logps/rejected",
 )
+WATCHED = Watched(spikes=("loss", "grad_norm"), held_out="eval/rewards/accuracies", trained="rewards/accuracies")
 HEADLINE = (
     "loss",
     "rewards/accuracies",
@@ -130,14 +134,21 @@ def _learn(config: DpoConfig, prepared: Prepared, base_model: str, run: Run) -> 
     engine, section = prepared.engine, config.run
     parts: list[list[Group]] = []
     for name, groups in (("train", prepared.train), ("heldout", prepared.heldout)):
-        scored, found = cached_reference(
-            engine,
-            groups,
-            CACHE,
-            base_model=base_model,
-            tokens_per_forward=section.tokens_per_forward,
-            precision=section.mixed_precision,
-        )
+        try:
+            scored, found = cached_reference(
+                engine,
+                groups,
+                CACHE,
+                base_model=base_model,
+                tokens_per_forward=section.tokens_per_forward,
+                precision=section.mixed_precision,
+            )
+        except NotFinite as fault:
+            file = keep_offenders(run.folder.not_finite, f"reference-{name}", 0, fault.groups, prepared.encoder.decode)
+            raise RunStopped(
+                f"{name}: {fault}; these are in {file}\nthe base model {config.model.path} cannot read these rows: "
+                "leave them out, or use another model or model.dtype"
+            ) from fault
         where = "read from" if found else "computed and kept in"
         run.say(f"{name}: reference log-probs {where} {CACHE}")
         parts.append(scored)
@@ -163,6 +174,8 @@ def _learn(config: DpoConfig, prepared: Prepared, base_model: str, run: Run) -> 
             "base model": base_model,
             "training data": fingerprint(trained, scores=True),
         },
+        alarms=Alarms(config.alarms, replace(WATCHED, beta=config.loss.beta)),
+        best=WATCHED.held_out.removeprefix("eval/"),
     )
 
 
@@ -194,5 +207,6 @@ def _finish(config: DpoConfig, prepared: Prepared, base_model: str, result: FitR
     )
     write_json(folder.summary, {"before": as_json(before), "after": as_json(after), **facts})
     print_figures(before, after, LABELS, console=run.console)
+    print_health(result, run.say)
     for line in (f"adapter: {folder.adapter}", f"summary: {folder.summary}", f"learning curve: {folder.curve}"):
         run.say(line)

@@ -20,7 +20,7 @@ from groupwise.batch import pack, split_by_tokens, unpack_tokens
 from groupwise.config import load_config
 from groupwise.data.text import TextEncoder
 from groupwise.errors import exit_with_user_errors
-from groupwise.groups import Group, ordered_pairs
+from groupwise.groups import Group, NotFinite, ordered_pairs
 from groupwise.model.engine import LogprobEngine, reference_logprobs, sequence_logratios
 from groupwise.model.sampling import SamplingParams, sample_completions
 from groupwise.observe.statistics import mean_interval, share_interval
@@ -69,7 +69,7 @@ class Sample:
 def pair_figures(engine: LogprobEngine, held_out: HeldOut) -> Figures:
     """Implicit-reward accuracy and margin and the log-probs, under the active network, with 95 % intervals.
 
-    Pairs of one group are not independent: each group counts with the mean over its pairs.
+    Pairs of one group are not independent: each group counts with the mean over its pairs. Raises NotFinite.
     """
     per_group: dict[str, list[float]] = {name: [] for name in list(LABELS)[:4]}
     for part in split_by_tokens(held_out.groups, held_out.tokens_per_forward):
@@ -77,6 +77,8 @@ def pair_figures(engine: LogprobEngine, held_out: HeldOut) -> Figures:
         if batch.reference_logp_T is None:
             raise ValueError("held-out groups need their reference log-probs")
         logp_T = engine.score(batch).logp_T
+        if not torch.isfinite(logp_T).all():
+            raise NotFinite("held-out log-probs are", part)
         logps = [logp.sum().item() for logp in unpack_tokens(batch, logp_T)]
         references = [logp.sum().item() for logp in unpack_tokens(batch, batch.reference_logp_T)]
         start = 0

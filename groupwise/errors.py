@@ -1,8 +1,15 @@
-"""The one exception that means "the user can mend this". Knows nothing about what went wrong, only how to say it."""
+"""Ways for a program to end early, and what its user then reads. Knows nothing about what went wrong.
 
+Exit codes: 0 done, 2 something the user can mend (UserError, a full disk), 3 the run stopped itself (RunStopped), 130
+and 143 Ctrl-C and SIGTERM. Anything else is a fault of this project and shows its traceback (exit code 1).
+"""
+
+import errno
 import sys
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
+
+_OF_THE_DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO))
 
 
 class UserError(Exception):
@@ -12,9 +19,21 @@ class UserError(Exception):
     """
 
 
+class RunStopped(Exception):
+    """A run that went wrong and stopped itself before harm was done; the message says what is saved and what to try."""
+
+
+class Interrupted(Exception):
+    """A run that was asked to stop by a signal, and has; `exit_code` is 128 + the signal's number."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
 @contextmanager
 def exit_with_user_errors() -> Generator[None, None, None]:
-    """End the program as an entry point should: exit code 2 for a UserError, 130 for Ctrl-C, anything else propagates.
+    """End the program as an entry point should: a plain message and the exit code of its kind; bugs propagate.
 
     >>> with exit_with_user_errors():
     ...     raise UserError("rows.jsonl:3: empty prompt")
@@ -24,12 +43,24 @@ def exit_with_user_errors() -> Generator[None, None, None]:
     try:
         yield
     except UserError as error:
-        indented = printable(str(error)).replace("\n", "\n       ")
-        print(f"error: {indented}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _leave(f"error: {error}", 2)
+    except RunStopped as error:
+        _leave(f"stopped: {error}", 3)
+    except Interrupted as error:
+        _leave(str(error), error.exit_code)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        _leave("interrupted", 130)
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        remedy = "mend that; the same command then continues from the newest checkpoint"
+        _leave(f"error: {error.filename or 'a file'} cannot be written or read: {error.strerror}; {remedy}", 2)
+
+
+def _leave(message: str, exit_code: int) -> None:
+    indented = printable(message).replace("\n", "\n       ")
+    print(indented, file=sys.stderr)
+    raise SystemExit(exit_code) from None
 
 
 def printable(text: str) -> str:

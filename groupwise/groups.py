@@ -11,6 +11,7 @@ from typing import Self
 
 from torch import Tensor
 
+MOST_NAMED = 5
 PER_TOKEN = ("sampled_logp", "drawn_logp", "reference_logp", "advantage")
 
 
@@ -76,6 +77,25 @@ class Group:
     def replace_completions(self, completions: Sequence[Completion]) -> Self:
         """The same prompt with other completions."""
         return type(self)(key=self.key, prompt_ids=self.prompt_ids, completions=tuple(completions))
+
+
+class NotFinite(Exception):
+    """Something became NaN or infinite with `groups`, none where all are the same; nothing was learned from them."""
+
+    def __init__(self, what: str, groups: Sequence[Group] = ()) -> None:
+        super().__init__(f"{what} not finite{f' with {named(groups)}' if groups else ''}")
+        self.groups = tuple(groups)
+
+
+def named(groups: Sequence[Group]) -> str:
+    """Keys of the first groups, and how many more there are.
+
+    >>> one = Completion(token_ids=(1,), finished=True, score=1.0)
+    >>> named([Group(key=f"x:{i}", prompt_ids=(8,), completions=(one,)) for i in range(7)])
+    'x:0, x:1, x:2, x:3, x:4 and 2 more'
+    """
+    shown = ", ".join(group.key for group in groups[:MOST_NAMED])
+    return shown if len(groups) <= MOST_NAMED else f"{shown} and {len(groups) - MOST_NAMED} more"
 
 
 def ordered_pairs(group: Group) -> list[tuple[int, int]]:

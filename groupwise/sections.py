@@ -1,10 +1,14 @@
 """The configuration sections that both methods share. Knows names, limits and defaults, not what is done with them."""
 
+import re
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from groupwise.config import Section
+
+_SECRET = re.compile(r"(?i)(^|_)(api_?key|password|passwd|secret|credentials?|(access_|auth_|hf_)?token)$")
 
 
 class ModelSection(Section):
@@ -20,7 +24,19 @@ class ModelSection(Section):
     gradient_checkpointing: bool = Field(
         default=False, description="recompute layers in the backward pass; memory, never the result"
     )
-    trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model; leave off")
+    trust_remote_code: bool = Field(
+        default=False, description="run Python code that comes with the model; leave off, or pin revision to a commit"
+    )
+
+    @model_validator(mode="after")
+    def _foreign_code_is_pinned(self) -> Self:
+        pinned = Path(self.path).is_dir() or re.fullmatch("[0-9a-f]{40}", self.revision or "")
+        if self.trust_remote_code and not pinned:
+            raise ValueError(
+                "trust_remote_code runs code that its publisher can change at any time; set revision to the commit "
+                "that you have read (40 hexadecimal digits)"
+            )
+        return self
 
 
 class LoraSection(Section):
@@ -81,6 +97,15 @@ class RewardSection(Section):
     weight: float = Field(default=1.0, description="times the reward's score; 0: shown, but not part of the sum")
     options: dict[str, object] = Field(default={}, description="the reward's own settings, handed over by name")
 
+    @model_validator(mode="after")
+    def _options_hold_no_secret(self) -> Self:
+        if found := [name for name, value in self.options.items() if _SECRET.search(name) and value]:
+            raise ValueError(
+                f"options.{found[0]} looks like a secret, which would be written into the run's config.yaml; put it "
+                "into an environment variable, name that in scoring.environment, and read it in the reward"
+            )
+        return self
+
 
 class ScoringSection(Section):
     """How rewards are run, and what happens when one fails."""
@@ -90,11 +115,44 @@ class ScoringSection(Section):
         default=10.0, gt=0, description="s; a reward that takes longer for one group is killed with its children"
     )
     load_limit: float = Field(default=300.0, gt=0, description="s; for a process to start, and to load one reward")
+    environment: tuple[str, ...] = Field(
+        default=(), description="variables that rewards get besides PATH and the like, such as the key of a judge"
+    )
     on_fault: Literal["skip", "zero", "fail"] = Field(
         default="skip",
         description="skip: leave the completion out; zero: the reward counts 0; fail: skip, then stop the run",
     )
     fail_after: int = Field(default=0, ge=0, description="fail: completions without a valid score that are let pass")
+
+
+class AlarmsSection(Section):
+    """When a run warns about itself; levels are means over five logged steps."""
+
+    spike: float = Field(
+        default=30, gt=0, description="median deviations above the median of 50 steps; healthy runs stay below 30"
+    )
+    spike_ratio: float = Field(default=5, gt=1, description="and at least this many times that median")
+    entropy: float = Field(
+        default=0.03,
+        ge=0,
+        lt=1,
+        description="share of the first level; a healthy run that solves its task ends at 0.08",
+    )
+    kl: float = Field(
+        default=0.5, gt=0, description="nats per token to the reference; text falls apart at about 1, usual is 0.01-0.1"
+    )
+    clipped: float = Field(
+        default=0.3, gt=0, lt=1, description="share of completions cut at the limit, if it grew by half of this"
+    )
+    chosen_fall: float = Field(
+        default=0.3,
+        gt=0,
+        description="log-prob that chosen completions lose, as a share of what they had; usual is 0.05",
+    )
+    silent: float = Field(
+        default=0.95, gt=0, lt=1, description="share of groups with equal rewards; healthy runs end at up to 0.9"
+    )
+    quiet_steps: int = Field(default=50, ge=1, description="logged steps before the same alarm may be raised again")
 
 
 class RunSection(Section):
@@ -116,6 +174,11 @@ class RunSection(Section):
     resume: bool = Field(
         default=True, description="continue the newest complete checkpoint of a run folder that agrees"
     )
+    on_not_finite: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="what a loss, gradient or log-prob that is NaN or infinite does: stop the run, or skip the step",
+    )
+    most_skipped_steps: int = Field(default=3, ge=0, description="skip: steps that are let pass before the run stops")
     log_every: int = Field(default=1, ge=1, description="optimizer steps between lines in metrics.jsonl")
     transcripts_every: int = Field(
         default=20, ge=0, description="optimizer steps between groups written as text; 0: never"

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from groupwise.config import Section
 from groupwise.sections import (
+    AlarmsSection,
     LoraSection,
     ModelSection,
     OptimizerSection,
@@ -31,7 +32,9 @@ PRESETS: dict[str, dict[str, object]] = {
 class PromptDataSection(Section):
     """Where prompts come from; every other column of a row is handed to the rewards."""
 
-    train: tuple[str, ...] = Field(description="files (.jsonl, .json, .parquet, .csv) or hub data sets owner/name")
+    train: tuple[str, ...] = Field(
+        min_length=1, description="files (.jsonl, .json, .parquet, .csv) or hub data sets owner/name"
+    )
     heldout: tuple[str, ...] = Field(default=(), description="the same, never trained on; empty: taken from train")
     heldout_prompts: int = Field(default=256, ge=1, description="most held-out prompts; how many are taken from train")
     columns: dict[str, str] = Field(
@@ -144,5 +147,6 @@ class GrpoConfig(Section):
     loss: GrpoLossSection = GrpoLossSection()
     optimizer: OptimizerSection = OptimizerSection()
     run: RunSection
+    alarms: AlarmsSection = AlarmsSection()
     steps: int = Field(default=100, ge=1, description="optimizer steps of the whole run")
     eval: GrpoEvalSection = GrpoEvalSection()

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from groupwise.batch import GroupBatch
 from groupwise.model.engine import TokenScores
+from groupwise.observe.alarms import Alarms, Watched
 from groupwise.observe.figure import Panel, learning_curve
 from groupwise.observe.metrics import MetricSums, read_metrics
 from groupwise.observe.progress import Progress, make_progress
-from groupwise.observe.summary import print_figures, run_facts, stored_figures
+from groupwise.observe.summary import print_figures, print_health, run_facts, stored_figures
 from groupwise.rewards.scorer import Scorer
 from groupwise.train.loop import FitResult, fit
 from groupwise.train.objective import StepTotals
@@ -33,6 +34,7 @@ from grpo.prepare import Prepared, prepare
 from grpo.rollouts import Rollouts
 
 TOKEN_METRICS = ("ratio", "clip_ratio/low", "clip_ratio/high", "advantages/size")
+WATCHED = Watched(spikes=("grad_norm",), held_out="eval/pass@1", trained="reward")
 HEADLINE = (
     "reward",
     "frac_reward_zero_std",
@@ -137,7 +139,7 @@ def train(config: GrpoConfig, *, console: Console | None = None) -> RunFolder:
                 reports={part: report.as_dict() for part, report in prepared.reports.items()},
             )
             write_json(folder.summary, {**judged.as_dict(), "reward_faults": fault_count, **facts})
-            _show(config, judged, run)
+            _show(config, judged, result, run)
     run.runtime.close()
     return folder
 
@@ -178,6 +180,8 @@ def _learn(
             "held-out data": _fingerprint(prepared.heldout),
             "file of a reward": scorer.fingerprint(),
         },
+        alarms=Alarms(config.alarms, WATCHED),
+        best=WATCHED.held_out.removeprefix("eval/"),
     )
     return result, source.faults
 
@@ -197,10 +201,11 @@ def _draw_curve(config: GrpoConfig, folder: RunFolder) -> None:
     learning_curve(folder.metrics, folder.curve, panels=drawn, title=f"GRPO: {folder.path.name}")
 
 
-def _show(config: GrpoConfig, judged: Comparison, run: Run) -> None:
+def _show(config: GrpoConfig, judged: Comparison, result: FitResult, run: Run) -> None:
     """The table, and what a person should know of the figures."""
     folder = run.folder
     print_figures(judged.before, judged.after, labels(config), console=run.console)
+    print_health(result, run.say)
     if sum(judged.unjudged):
         run.say(f"warning: {sum(judged.unjudged)} held-out answers could not be judged and are in no figure")
     shares = {judged.before["pass@1"].value, judged.after["pass@1"].value}

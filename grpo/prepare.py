@@ -46,7 +46,8 @@ def prepare(config: GrpoConfig, scorer: Scorer, runtime: Runtime, faults: FaultL
     else:
         train, heldout = hold_out(train, data.heldout_prompts, seed=config.run.seed)
     _check_positions(policy, [*train, *heldout], config)
-    scorer.check_rows([prompt.row for prompt in (*train, *heldout)])
+    everything = (*train, *heldout)
+    scorer.check_rows([prompt.row for prompt in everything], [prompt.key for prompt in everything])
     engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast)
     notes = [f"{part}: {line}" for part, report in reports.items() for line in report.lines()]
     notes += [*engine.notices, *precision_doubts(config.model, config.lora)]

@@ -22,20 +22,29 @@ def timeless(metrics: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "tokens_per_second"} for row in metrics]
 
 
+def before_step(step: int, deed: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the patch is undone, do something when the optimizer step of that number, counted from 1, begins."""
+    original = loop.optimizer_step
+    begun = 0
+
+    def instrumented(*args: object, **options: object) -> dict[str, float]:
+        nonlocal begun
+        begun += 1
+        if begun == step:
+            deed()
+        return original(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "optimizer_step", instrumented)
+
+
 def stop_after(steps: int, train: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Train, and stop the run before it takes one more optimizer step than that."""
-    step = loop.optimizer_step
-    taken = 0
 
-    def interrupted(*args: object, **options: object) -> dict[str, float]:
-        nonlocal taken
-        if taken == steps:
-            raise Stopped
-        taken += 1
-        return step(*args, **options)  # type: ignore[arg-type]
+    def stop() -> None:
+        raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "optimizer_step", interrupted)
+        before_step(steps + 1, stop, patch)
         with pytest.raises(Stopped):
             train()
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from groupwise.batch import GroupBatch, pack, split_by_tokens, unpack_tokens
-from groupwise.groups import Completion, Group
+from groupwise.groups import Completion, Group, NotFinite
 from groupwise.model.attention import IMPLEMENTATION, RowLayout
 from groupwise.model.head import rounding
 from groupwise.model.policy import Policy
@@ -154,15 +154,17 @@ class LogprobEngine:
 def reference_logprobs(
     engine: LogprobEngine, groups: Sequence[Group], *, tokens_per_forward: int, temperature: float = 1.0
 ) -> list[Group]:
-    """The same groups with `reference_logp` of every completion filled in, on the CPU in float32 or wider."""
+    """The same groups with `reference_logp` of every completion filled in, on the CPU in float32 or wider.
+
+    Raises NotFinite naming the groups for which one is not.
+    """
     scored: list[Group] = []
     with engine.policy.reference():
         for part in split_by_tokens(groups, tokens_per_forward):
             batch = pack(part).to(engine.policy.device)
             logp_T = engine.score(batch, temperature=temperature).logp_T.cpu()
             if not torch.isfinite(logp_T).all():
-                keys = ", ".join(group.key for group in part[:5])
-                raise RuntimeError(f"reference log-probs are not finite in a micro-batch that begins with {keys}")
+                raise NotFinite("reference log-probs are", _not_finite(part, unpack_tokens(batch, logp_T)))
             scored.extend(with_reference(part, unpack_tokens(batch, logp_T)))
     return scored
 
@@ -206,6 +208,14 @@ def with_reference(groups: Sequence[Group], logps: Sequence[Tensor]) -> list[Gro
             [replace(completion, reference_logp=next(remaining).clone()) for completion in group.completions]
         )
         for group in groups
+    ]
+
+
+def _not_finite(groups: Sequence[Group], logps: Sequence[Tensor]) -> list[Group]:
+    """The groups that have a log-prob which is not finite; one tensor per completion in order."""
+    remaining = iter(logps)
+    return [
+        group for group in groups if not all([bool(torch.isfinite(next(remaining)).all()) for _ in group.completions])
     ]
 
 

@@ -19,6 +19,7 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -87,8 +88,10 @@ class Policy:
             model = AutoModelForCausalLM.from_pretrained(
                 section.path, config=config, dtype=_DTYPES[section.dtype], use_safetensors=True, **options
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"model.path: cannot load {section.path!r}: {_first_line(error)}") from error
+        if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):
+            raise UserError(f"model.path: {section.path} holds no tokenizer; put tokenizer.json beside the weights")
         cast(nn.Module, model).to(device)
         return cls(
             model,
@@ -282,17 +285,25 @@ class Policy:
         return digest.hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Write what was trained, a PEFT adapter or the whole model, with the tokenizer; same weights, same bytes."""
-        if self._peft is not None:
-            self._peft.save_pretrained(str(folder), safe_serialization=True)
-            (folder / "README.md").unlink(missing_ok=True)
-            config_file = folder / "adapter_config.json"
-            config = json.loads(config_file.read_text())
-            config["target_modules"] = sorted(config["target_modules"])
-            config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        else:
-            self.model.save_pretrained(str(folder), safe_serialization=True)
-        self.tokenizer.save_pretrained(str(folder))
+        """Write what was trained, a PEFT adapter or the whole model, with the tokenizer; same weights, same bytes.
+
+        Raises UserError when the disk does not take it.
+        """
+        try:
+            if self._peft is not None:
+                self._peft.save_pretrained(str(folder), safe_serialization=True)
+                (folder / "README.md").unlink(missing_ok=True)
+                config_file = folder / "adapter_config.json"
+                config = json.loads(config_file.read_text())
+                config["target_modules"] = sorted(config["target_modules"])
+                config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+            else:
+                self.model.save_pretrained(str(folder), safe_serialization=True)
+            self.tokenizer.save_pretrained(str(folder))
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{folder}: cannot be written: {error}; mend that, and the same command goes on where it stopped"
+            ) from error
 
     def restore(self, folder: Path) -> None:
         """Put back what `save` wrote. Raises UserError when the folder holds something else than this policy trains."""
@@ -307,7 +318,7 @@ class Policy:
                 odd = sorted(set(weights) ^ expected)
                 raise UserError(f"{folder}: is no adapter of this run; {len(odd)} tensors differ, such as {odd[0]}")
             set_peft_model_state_dict(self._peft, weights)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{folder}: cannot be loaded into this model: {_first_line(error)}") from error
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from groupwise.groups import Completion
+from groupwise.groups import Completion, NotFinite
 from groupwise.model.decoding import Steps, steps_for
 from groupwise.model.engine import LogprobEngine
 from groupwise.sections import SamplingSection
@@ -162,6 +162,8 @@ def _draw(logits_AV: Tensor, uniform_A: Tensor, params: SamplingParams) -> tuple
     """One token per row; its log-prob under the whole distribution, and under the one drawn from."""
     wide = logits_AV.to(torch.promote_types(logits_AV.dtype, torch.float32))
     p_AV = (wide / params.temperature if params.temperature not in (0, 1) else wide).softmax(dim=-1)
+    if not torch.isfinite(p_AV[:, 0]).all():  # one bad logit spoils the softmax of its whole row
+        raise NotFinite("next-token probabilities are")
     if params.temperature == 0:
         token_A = p_AV.argmax(dim=-1)
         logp_A = _log_p(p_AV, token_A)

@@ -30,6 +30,8 @@ Names and units ("nat" is the natural unit of log-probability; `<name>` is the n
 `memory/peak_gb`                 most memory allocated on the device since the step began, 10^9 bytes
 `groups/used`                    groups the step learned from
 `groups/no_signal`               groups skipped because their scores are all equal
+`groups/not_finite`              groups for which a skipped step was not finite
+`alarm/<name>`                   figure that raised an alarm, in the unit its line on the terminal names
 `eval/<any of these>`            the same on held-out data; `.../low` and `.../high` are its 95 % interval
 ===============================  ==================================================================================
 """
@@ -56,7 +58,7 @@ class JsonLinesFile:
     Every line reaches the operating system at once, so the file can be followed while the run goes on; `sync` makes it
     survive a power cut. A file that ends in half a line (the program was killed while writing) can be opened, but takes
     new lines only after `truncate`. Raises UserError from `truncate`, ValueError from everything that would write JSON
-    other programs cannot read.
+    other programs cannot read, OSError that names the file when the disk takes no more.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -112,8 +114,11 @@ class JsonLinesFile:
             raise ValueError(
                 f"{self.path}: ends in half a line, or someone else wrote to it; call truncate(offset) before appending"
             )
-        self._file.write(line)
-        self._file.flush()
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         self._offset = self._file.tell()
 
 

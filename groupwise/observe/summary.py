@@ -1,7 +1,7 @@
 """What summary.json holds of every run: into it, out of it again, onto the terminal. Knows no method's figures."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 
@@ -37,12 +37,27 @@ def run_facts(
         "train_seconds": round(result.seconds, 2),
         "steps": result.steps,
         "tokens": result.tokens,
+        "skipped_steps": result.skipped,
+        "best_step": result.best_step,
+        "alarms": [alarm.as_dict() for alarm in result.alarms],
         "attention": attention,
         "seeds": {"run": seed},
         "hashes": {"base_model": base_model, "data": {source: source_hash(source) for source in sources}},
         "data": dict(reports),
         "versions": versions(),
     }
+
+
+def print_health(result: FitResult, say: Callable[[str], None]) -> None:
+    """What a person should know of the way to the figures: alarms, skipped steps, a better step than the last."""
+    if result.skipped:
+        say(f"warning: {result.skipped} steps were skipped because something was not finite")
+    for alarm in result.alarms:
+        say(f"alarm: step {alarm.step}: {alarm.text}")
+    if not result.alarms:
+        say("no alarms")
+    if result.best_step is not None and result.best_step < result.steps:
+        say(f"held-out data was best at step {result.best_step} of {result.steps}, whose checkpoint is kept")
 
 
 def stored_figures(folder: RunFolder) -> tuple[Figures, Figures]:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 TAIL_BYTES = 2000  # of standard error that a message quotes
@@ -24,6 +25,15 @@ ONE_THREAD = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONHASHSEED": "0",  # the order of a set is the same in every worker
 }
+# What a program needs of its surroundings; everything else may be a secret, and rewards may be anybody's code.
+_PASSED = frozenset(
+    (
+        "PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP",
+        "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE",
+        "HF_HOME", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "TORCH_HOME",
+    )
+)  # fmt: skip
+_PASSED_FAMILIES = ("LC_", "PYTHON", "CUDA_", "NVIDIA_", "ROCR_", "HIP_", "XDG_")
 # The parent's search path, whatever changed it; -P keeps the working directory out unless the parent has it too.
 START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from groupwise.rewards.worker import main; main()"
 
@@ -39,9 +49,11 @@ class WorkerLost(Exception):
 class WorkerProcess:
     """A process that answers one request at a time; belongs to one thread at a time, but any may call `end`."""
 
-    def __init__(self, cwd: str) -> None:
+    def __init__(self, cwd: str, *, environment: Sequence[str] = ()) -> None:
+        """`environment` names variables that the process gets besides the harmless ones."""
         self.loaded: set[int] = set()  # what the caller has had this very process load
         self._cwd = cwd
+        self._environment = frozenset(environment)
         self._process: subprocess.Popen[bytes] | None = None
         self._selector = selectors.DefaultSelector()
         self._received = b""
@@ -103,7 +115,7 @@ class WorkerProcess:
                 stderr=subprocess.PIPE,
                 bufsize=0,
                 cwd=self._cwd,
-                env={**os.environ, **ONE_THREAD},
+                env={**_scrubbed(os.environ, self._environment), **ONE_THREAD},
                 start_new_session=True,
             )
         for pipe in (process.stdin, process.stdout, process.stderr):
@@ -217,6 +229,19 @@ class WorkerProcess:
             if pipe is not None:
                 pipe.close()
         return status
+
+
+def _scrubbed(environment: Mapping[str, str], wanted: frozenset[str]) -> dict[str, str]:
+    """The variables that are harmless or wanted.
+
+    >>> _scrubbed({"PATH": "/bin", "HF_TOKEN": "hf_x", "JUDGE_KEY": "k"}, frozenset(("JUDGE_KEY",)))
+    {'PATH': '/bin', 'JUDGE_KEY': 'k'}
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in _PASSED or name in wanted or name.startswith(_PASSED_FAMILIES)
+    }
 
 
 def _status_in_words(status: int) -> str:

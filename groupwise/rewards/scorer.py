@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from groupwise.errors import UserError, listed
+from groupwise.errors import RunStopped, UserError, listed
 from groupwise.rewards.process import WorkerLost, WorkerProcess
 from groupwise.rewards.protocol import Answer, prompt_text
 from groupwise.rewards.registry import BUILT_IN, GOLD_REWARDS, problems_before_loading
@@ -29,7 +29,7 @@ from groupwise.sections import RewardSection, ScoringSection
 LARGEST_FLOAT32 = 3.4028234663852886e38
 
 
-class RewardFailure(RuntimeError):
+class RewardFailure(RunStopped):
     """More faults than `scoring.fail_after` under the policy "fail"; the message shows the last one."""
 
 
@@ -114,7 +114,9 @@ class Scorer:
         self.fault_count = faults_before
         self._scoring = scoring
         self._closed = False
-        self._all_workers = [WorkerProcess(os.getcwd()) for _ in range(scoring.workers)]
+        self._all_workers = [
+            WorkerProcess(os.getcwd(), environment=scoring.environment) for _ in range(scoring.workers)
+        ]
         self._idle: queue.LifoQueue[WorkerProcess] = queue.LifoQueue()  # the last one used has its rewards loaded
         for worker in self._all_workers:
             self._idle.put(worker)
@@ -196,16 +198,26 @@ class Scorer:
                 digest.update(Path(parts[0]).read_bytes())
         return digest.hexdigest()
 
-    def check_rows(self, rows: Sequence[Mapping[str, object]]) -> None:
-        """Let the rewards that compare with a gold answer look at every row; UserError for the first unusable one.
+    def check_rows(self, rows: Sequence[Mapping[str, object]], keys: Sequence[str]) -> None:
+        """Let the rewards that compare with a gold answer look at every row; `keys` name the rows for people.
 
-        A column that is missing, or a gold answer that no completion could equal, is found before anything is trained.
+        Raises UserError with all rows that lack the column, or whose gold answer no completion could equal: they are
+        found before anything is trained.
         """
         plain = _rows_to_plain(rows)
-        blank = Answer(text="", token_ids=(), finished=True, group=0)
         for reward in self._rewards:
-            if reward.section.name in GOLD_REWARDS:
-                self._scores(_Call(reward, plain, [blank] * len(plain)), limit_s=self._scoring.load_limit)
+            if reward.section.name in GOLD_REWARDS and self._problem_of(reward, plain):
+                found = [(key, self._problem_of(reward, [row])) for key, row in zip(keys, plain, strict=True)]
+                raise UserError(listed([f"{key}: {problem}" for key, problem in found if problem]))
+
+    def _problem_of(self, reward: _Loaded, rows: Sequence[dict[str, Any]]) -> str:
+        """What a reward that compares with gold answers says against these rows."""
+        blank = Answer(text="", token_ids=(), finished=True, group=0)
+        try:
+            self._scores(_Call(reward, rows, [blank] * len(rows)), limit_s=self._scoring.load_limit)
+        except UserError as error:
+            return str(error)
+        return ""
 
     def enforce(self, count: int, faults: Sequence[Fault]) -> None:
         """Raise RewardFailure, showing the last of these faults, where the policy is "fail" and `count` is too many."""

@@ -1,7 +1,8 @@
 """Checkpoints: everything that a continued run needs, complete on disk or absent. safetensors and JSON, never pickle.
 
 A checkpoint is written into a folder aside, every file is synced, the SHA-256 of each goes into a manifest, and one
-rename makes it real. Resuming takes the newest one whose manifest verifies. Knows nothing about what is trained.
+rename makes it real. Resuming takes the newest one whose manifest verifies. A checkpoint may come from a stranger: only
+plain files inside its folder are read. Knows nothing about what is trained.
 """
 
 import dataclasses
@@ -9,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +20,15 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from groupwise.errors import UserError
+
 MANIFEST = "manifest.json"
+_OWN_FILES = ("weights.safetensors", "optimizer.safetensors", "generators.safetensors", "state.json")
+_NAME = re.compile(r"step-\d+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +37,8 @@ class Position:
 
     `identity` names what the run is made of that its configuration only points to: hashes of base model and data.
     `offsets` are the lengths in bytes of the run's append-only files, by name; `tokens` and `seconds` what the run
-    has cost so far.
+    has cost so far; `skipped` the steps passed over because they were not finite; `best_step` the step that was best on
+    held-out data, with its value.
     """
 
     step: int
@@ -38,6 +46,9 @@ class Position:
     offsets: Mapping[str, int]
     tokens: int
     seconds: float
+    skipped: int = 0
+    best_step: int | None = None
+    best_value: float | None = None
 
 
 def save_checkpoint(
@@ -52,7 +63,7 @@ def save_checkpoint(
 
     `more` is called with the folder and may write files of its own into it.
     """
-    target = folder / f"step-{position.step:06d}"
+    target = folder / step_name(position.step)
     aside = folder / f".writing-{target.name}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -77,17 +88,26 @@ def save_checkpoint(
 def load_checkpoint(
     checkpoint: Path, *, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> Position:
-    """Put weights, optimizer state and random generators back as they were; returns where the run stood."""
-    weights = load_file(checkpoint / "weights.safetensors")
-    if set(weights) != set(parameters):
-        raise ValueError(f"{checkpoint}: holds other parameters than this model trains")
-    with torch.no_grad():
-        for name, p in parameters.items():
-            p.copy_(weights[name])
-    _restore_optimizer(optimizer, list(parameters), load_file(checkpoint / "optimizer.safetensors"))
-    state = json.loads((checkpoint / "state.json").read_text())
-    _restore_generators(load_file(checkpoint / "generators.safetensors"), state["python_random"])
-    return Position(**{field.name: state[field.name] for field in dataclasses.fields(Position)})
+    """Put weights, optimizer state and random generators back as they were; returns where the run stood.
+
+    Raises UserError when the files are whole but are not those of this run.
+    """
+    try:
+        weights = load_file(checkpoint / "weights.safetensors")
+        if set(weights) != set(parameters):
+            raise ValueError("it holds other parameters than this model trains")
+        with torch.no_grad():
+            for name, p in parameters.items():
+                p.copy_(weights[name])
+        _restore_optimizer(optimizer, list(parameters), load_file(checkpoint / "optimizer.safetensors"))
+        state = json.loads((checkpoint / "state.json").read_text())
+        _restore_generators(load_file(checkpoint / "generators.safetensors"), state["python_random"])
+        return Position(**{field.name: state[field.name] for field in dataclasses.fields(Position)})
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+        raise UserError(
+            f"{checkpoint}: is no checkpoint of this run: {type(error).__name__}: {error}; delete it, and the one "
+            "before it is used"
+        ) from error
 
 
 def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
@@ -101,28 +121,47 @@ def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
     return None, passed_over
 
 
-def delete_old(folder: Path, keep: int) -> None:
-    """Keep the newest `keep` checkpoints that verify; delete the others, and what interrupted saves left behind."""
+def delete_old(folder: Path, keep: int, *, best: int | None = None) -> None:
+    """Keep the newest `keep` checkpoints that verify and that of step `best`; delete the others, and leftovers."""
     complete = [checkpoint for checkpoint in _newest_first(folder) if _fault(checkpoint) is None]
-    for checkpoint in set(_newest_first(folder)) - set(complete[:keep]):
+    kept = {*complete[:keep], *(checkpoint for checkpoint in complete if checkpoint.name == step_name(best))}
+    for checkpoint in set(_newest_first(folder)) - kept:
         shutil.rmtree(checkpoint)
     for leftover in folder.glob(".writing-*"):
         shutil.rmtree(leftover)
 
 
+def step_name(step: int | None) -> str:
+    """Name of a step's checkpoint.
+
+    >>> step_name(100)
+    'step-000100'
+    """
+    return "" if step is None else f"step-{step:06d}"
+
+
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    """The folders that are named like checkpoints; what a link points to was not written by a run."""
+    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and not path.is_symlink()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
 def _fault(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint on disk, or None."""
     try:
-        manifest: dict[str, str] = json.loads((checkpoint / MANIFEST).read_text())
-    except (OSError, ValueError):
+        manifest: dict[str, str] = dict(json.loads((checkpoint / MANIFEST).read_text()))
+    except (OSError, ValueError, TypeError):
         return f"its {MANIFEST} is missing or damaged"
-    for name, digest in manifest.items():
-        if not (checkpoint / name).is_file():
+    for name in manifest:
+        file = checkpoint / name
+        if Path(name).name != name or file.is_symlink():
+            return f"{name!r} is not a plain file of its own"
+        if not file.is_file():
             return f"{name} is missing"
+    absent = [name for name in _OWN_FILES if name not in manifest]
+    if absent:
+        return f"its {MANIFEST} does not list {', '.join(absent)}"
+    for name, digest in manifest.items():
         if _sha256(checkpoint / name) != digest:
             return f"{name} does not have the bytes that were written"
     return None

@@ -4,28 +4,35 @@ A run is a function of its configuration: step k learns from `source.groups(k)`,
 in a checkpoint, so a run that is stopped and continued ends with the same bytes.
 """
 
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
-from groupwise.errors import UserError
-from groupwise.groups import Group
+from groupwise.errors import Interrupted, RunStopped, UserError
+from groupwise.groups import Group, NotFinite
 from groupwise.model.engine import LogprobEngine
-from groupwise.observe.metrics import MetricsFile
+from groupwise.observe.alarms import Alarm, Alarms
+from groupwise.observe.metrics import MetricsFile, read_metrics
 from groupwise.observe.progress import Progress
 from groupwise.observe.transcripts import TranscriptsFile
 from groupwise.sections import OptimizerSection, RunSection
-from groupwise.train.checkpoint import Position, delete_old, load_checkpoint, newest_complete, save_checkpoint
+from groupwise.train.checkpoint import Position, load_checkpoint, newest_complete, step_name
+from groupwise.train.checkpoint_keeper import CheckpointKeeper
+from groupwise.train.interrupt import StopSignals
 from groupwise.train.objective import Objective
+from groupwise.train.offenders import keep_offenders
 from groupwise.train.optimizer import learning_rate, make_optimizer, set_learning_rate
 from groupwise.train.order import EpochOrder
 from groupwise.train.run_folder import RunFolder
 from groupwise.train.runtime import Runtime
 from groupwise.train.step import optimizer_step
+
+Result = TypeVar("Result")
 
 
 class GroupSource(Protocol):
@@ -94,11 +101,18 @@ class EpochSource:
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """What a run cost: optimizer steps, tokens learned from, and seconds spent, continued runs added up."""
+    """What a run cost, continued runs added up, and what it warned of.
+
+    Optimizer steps, tokens learned from, seconds spent; steps passed over because something was not finite; the step
+    that was best on held-out data; all alarms in order.
+    """
 
     steps: int
     tokens: int
     seconds: float
+    skipped: int
+    best_step: int | None
+    alarms: tuple[Alarm, ...]
 
 
 def fit(
@@ -114,78 +128,175 @@ def fit(
     title: str,
     evaluate: Callable[[int], Mapping[str, float]],
     evaluate_every: int,
+    alarms: Alarms,
+    best: str,
     identity: Mapping[str, str],
 ) -> FitResult:
     """Train from the newest complete checkpoint, or from the start, to the source's last step.
 
     `evaluate(step)` returns held-out figures, logged under `eval/`; it runs every `evaluate_every` steps (0: never) and
-    at the end, and must not draw from global generators. `identity` holds hashes of base model and data: a checkpoint
-    that was made with others is refused with a UserError.
+    at the end, and must not draw from global generators. The checkpoint in which its figure `best` is highest is kept
+    whatever its age. `identity` holds hashes of base model and data: a checkpoint that was made with others is refused
+    with a UserError. Raises RunStopped where training cannot go on, Interrupted after a signal, all being saved.
     """
     parameters = engine.policy.trainable()
     optimizer = make_optimizer(optimizer_section, parameters.values())
     total = source.total_steps
     decode: Callable[[Sequence[int]], str] = lambda ids: str(engine.policy.tokenizer.decode(list(ids)))  # noqa: E731
-    with MetricsFile(folder.metrics) as metrics, TranscriptsFile(folder.transcripts, decode) as transcripts, progress:
+    keeper = CheckpointKeeper(
+        folder.checkpoints,
+        parameters=parameters,
+        optimizer=optimizer,
+        more=source.save,
+        keep=run.keep_checkpoints,
+        say=progress.line,
+    )
+    with (
+        MetricsFile(folder.metrics) as metrics,
+        TranscriptsFile(folder.transcripts, decode) as transcripts,
+        progress,
+        StopSignals(progress.line) as stop,
+    ):
         position = _resume(folder.checkpoints, parameters, optimizer, source, identity, progress)
         if runtime.is_main:
             metrics.truncate(position.offsets.get("metrics", 0))
             transcripts.truncate(position.offsets.get("transcripts", 0))
-        tokens, seconds = position.tokens, position.seconds
+            for row in read_metrics(folder.metrics):
+                alarms.look(row)
+            keeper.tidy(position.best_step)
+            keeper.check_space()
+        learner = _Learner(objective, engine, optimizer, optimizer_section, runtime, run, folder, progress, decode)
         progress.start(total, position.step, title)
         for step in range(position.step, total):
             started = time.perf_counter()
-            groups = source.groups(step)
+            done = step + 1
             rate = learning_rate(optimizer_section, step, total)
             set_learning_rate(optimizer, rate)
-            values = _learn(objective, groups, engine, optimizer, runtime, run, optimizer_section)
-            values |= {"learning_rate": rate, **source.metrics(), **_peak_memory(runtime.device)}
-            done = step + 1
+            groups, values = learner.step(source, step, position)
+            values |= {"learning_rate": rate, **_peak_memory(runtime.device)}
             if done == total or (evaluate_every and done % evaluate_every == 0):
-                values |= {f"eval/{name}": value for name, value in evaluate(done).items()}
-            seconds += time.perf_counter() - started
-            tokens += int(values["tokens/prompt"] + values["tokens/completion"])
+                values |= {f"eval/{name}": value for name, value in learner.judge(evaluate, done).items()}
+            position = _advanced(position, values, best=f"eval/{best}", seconds=time.perf_counter() - started)
             values["time/step_s"] = time.perf_counter() - started
+            stopped = runtime.any(stop.received is not None)
             if runtime.is_main:
                 if groups and run.transcripts_every and (done % run.transcripts_every == 0 or done == 1):
                     transcripts.append(done, groups[0], phase="train", extra=_advantages(groups[0]))
                 if done % run.log_every == 0 or done == total:
+                    for alarm in alarms.look({"step": done, **values}):
+                        values[f"alarm/{alarm.name}"] = alarm.figure
+                        progress.line(f"alarm: step {done}: {alarm.text}")
                     metrics.append(done, values)
                     runtime.track(values, done)
                 progress.step(done, values)
-                if done == total or (run.checkpoint_every and done % run.checkpoint_every == 0):
+                due = run.checkpoint_every and done % run.checkpoint_every == 0
+                if done == total or due or position.best_step == done or stopped:
                     metrics.sync()
                     transcripts.sync()
                     offsets = {"metrics": metrics.offset, "transcripts": transcripts.offset}
-                    position = Position(step=done, identity=identity, offsets=offsets, tokens=tokens, seconds=seconds)
-                    save_checkpoint(
-                        folder.checkpoints, position, parameters=parameters, optimizer=optimizer, more=source.save
-                    )
-                    delete_old(folder.checkpoints, run.keep_checkpoints)
+                    keeper.save(replace(position, identity=identity, offsets=offsets))
             runtime.wait()
-    return FitResult(steps=total, tokens=tokens, seconds=seconds)
+            if stopped and done < total:
+                raise Interrupted(
+                    f"stopped after step {done} of {total}; the same command continues from "
+                    f"{newest_complete(folder.checkpoints)[0] or 'the start'}",
+                    stop.received or signal.SIGTERM,
+                )
+    return FitResult(
+        steps=total,
+        tokens=position.tokens,
+        seconds=position.seconds,
+        skipped=position.skipped,
+        best_step=position.best_step,
+        alarms=tuple(alarms.raised),
+    )
 
 
-def _learn(
-    objective: Objective,
-    groups: Sequence[Group],
-    engine: LogprobEngine,
-    optimizer: torch.optim.Optimizer,
-    runtime: Runtime,
-    run: RunSection,
-    section: OptimizerSection,
-) -> dict[str, float]:
-    """One optimizer step; a step without groups leaves weights and optimizer alone, and says so."""
-    if not groups:
-        return {"groups/used": 0, "tokens/prompt": 0, "tokens/completion": 0}
-    return optimizer_step(
-        objective,
-        groups,
-        engine=engine,
-        optimizer=optimizer,
-        runtime=runtime,
-        tokens_per_forward=run.tokens_per_forward,
-        max_grad_norm=section.max_grad_norm,
+@dataclass(slots=True)
+class _Learner:
+    """Takes steps, and decides what becomes of one in which something is not finite."""
+
+    objective: Objective
+    engine: LogprobEngine
+    optimizer: torch.optim.Optimizer
+    section: OptimizerSection
+    runtime: Runtime
+    run: RunSection
+    folder: RunFolder
+    progress: Progress
+    decode: Callable[[Sequence[int]], str]
+    before: Sequence[Group] = ()
+
+    def step(self, source: GroupSource, step: int, position: Position) -> tuple[Sequence[Group], dict[str, float]]:
+        """Groups and numbers of one step; one without groups leaves weights and optimizer alone, and says so."""
+        values: dict[str, float] = {"groups/used": 0, "tokens/prompt": 0, "tokens/completion": 0}
+        groups = self._or_stopped(lambda: source.groups(step), step + 1)
+        if not groups:
+            return groups, values | dict(source.metrics())
+        try:
+            values = optimizer_step(
+                self.objective,
+                groups,
+                engine=self.engine,
+                optimizer=self.optimizer,
+                runtime=self.runtime,
+                tokens_per_forward=self.run.tokens_per_forward,
+                max_grad_norm=self.section.max_grad_norm,
+            )
+        except NotFinite as fault:
+            self._pass_over(fault, step + 1, position)
+            values["groups/not_finite"] = len(fault.groups)
+            groups = ()
+        self.before = groups or self.before
+        return groups, values | dict(source.metrics())
+
+    def judge(self, evaluate: Callable[[int], Mapping[str, float]], done: int) -> Mapping[str, float]:
+        """Held-out figures."""
+        return self._or_stopped(lambda: evaluate(done), done)
+
+    def _or_stopped(self, deed: Callable[[], Result], step: int) -> Result:
+        """The result of something that no policy can pass over: what it found lies in the weights."""
+        try:
+            return deed()
+        except NotFinite as fault:
+            raise self._stopped(f"step {step}: {self._kept(fault, step)}") from fault
+
+    def _pass_over(self, fault: NotFinite, step: int, position: Position) -> None:
+        """Keep the groups on disk; raise RunStopped unless the policy lets the step pass."""
+        text = f"step {step}: {self._kept(fault, step)}"
+        if self.run.on_not_finite == "stop" or position.skipped >= self.run.most_skipped_steps:
+            raise self._stopped(f"{text}\nno weight was touched by this step") from fault
+        self.progress.line(f"warning: {text}; the step is skipped")
+
+    def _kept(self, fault: NotFinite, step: int) -> str:
+        """What happened, and where the groups lie; where all are bad alike, those that were learned from last."""
+        if not self.runtime.is_main:
+            return str(fault)
+        name, groups = self.folder.not_finite, fault.groups or self.before
+        file = keep_offenders(name, step_name(step), step, groups, self.decode)
+        return f"{fault}; {'these' if fault.groups else 'the groups of the step before'} are in {file}"
+
+    def _stopped(self, text: str) -> RunStopped:
+        newest = newest_complete(self.folder.checkpoints)[0]
+        return RunStopped(
+            f"{text}; the newest checkpoint is {newest or 'none'}\n"
+            "usual causes are optimizer.learning_rate too high, or these rows of data; run.on_not_finite: skip passes "
+            "over up to run.most_skipped_steps such steps"
+        )
+
+
+def _advanced(position: Position, values: Mapping[str, float], *, best: str, seconds: float) -> Position:
+    """Where the run stands one step later; `best` names the figure that the best step is the highest of."""
+    value = values.get(best)
+    better = value is not None and (position.best_value is None or value > position.best_value)
+    return replace(
+        position,
+        step=position.step + 1,
+        tokens=position.tokens + int(values["tokens/prompt"] + values["tokens/completion"]),
+        seconds=position.seconds + seconds,
+        skipped=position.skipped + ("groups/not_finite" in values),
+        best_step=position.step + 1 if better else position.best_step,
+        best_value=value if better else position.best_value,
     )
 
 

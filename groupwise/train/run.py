@@ -47,7 +47,9 @@ def open_run(config: Section, section: RunSection, folder: RunFolder, console: C
     if state == "finished":
         say(console, f"{folder.path} is finished; a new run needs another --run.name")
         return None
-    runtime = Runtime(mixed_precision=section.mixed_precision, trackers=section.trackers, folder=folder.path)
+    runtime = Runtime(
+        mixed_precision=section.mixed_precision, trackers=section.trackers, folder=folder.path, seed=section.seed
+    )
     return Run(folder, runtime, console if runtime.is_main else Console(quiet=True))
 
 

@@ -8,14 +8,18 @@ from typing import Any
 
 from groupwise.config import Section, differences, load_config, to_yaml
 from groupwise.errors import UserError, listed
-from groupwise.sections import RunSection
+from groupwise.sections import AlarmsSection, RunSection
 
+_ASIDE = ".writing-"
+_UNFINISHED_CONFIG = f"{_ASIDE}config.yaml"
 # Keys that say how a run is watched, kept and fitted into memory, not what it computes.
 HARMLESS = frozenset(
     (
         "model.gradient_checkpointing", "run.resume", "run.log_every", "run.keep_checkpoints", "run.checkpoint_every",
         "run.tokens_per_forward", "run.trackers", "run.transcripts_every", "sampling.rows_at_once", "scoring.workers",
-        "scoring.load_limit", "scoring.fail_after",
+        "scoring.load_limit", "scoring.fail_after", "run.on_not_finite", "run.most_skipped_steps",
+        "scoring.environment",
+        *(f"alarms.{name}" for name in AlarmsSection.model_fields),
     )
 )  # fmt: skip
 
@@ -57,6 +61,11 @@ class RunFolder:
         return self.path / "faults.jsonl"
 
     @property
+    def not_finite(self) -> Path:
+        """Groups that a step was stopped for, one file per step."""
+        return self.path / "not-finite"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -78,7 +87,12 @@ class RunFolder:
         Writes nothing. Raises UserError when the folder belongs to something else: another configuration, a run that
         must not be continued, or files that no run wrote.
         """
-        if not self.path.exists() or not any(self.path.iterdir()):
+        for place in (self.path, *self.path.parents):
+            if place.exists() and not place.is_dir():
+                raise UserError(
+                    f"{place}: is a file, so {self.path} cannot be made; choose another --run.folder or name"
+                )
+        if not self.path.exists() or all(file.name == _UNFINISHED_CONFIG for file in self.path.iterdir()):
             return "new", []
         another = "choose another --run.name, or delete the folder"
         if not self.config.is_file():
@@ -95,9 +109,13 @@ class RunFolder:
         return ("finished" if self.summary.is_file() else "started"), notes
 
     def create(self, config: Section) -> None:
-        """Make the folder and write the resolved configuration, every default spelled out."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        """Make the folder and write the resolved configuration, every default spelled out.
+
+        The configuration comes first: a folder with anything else in it is a run's only if it has one.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.config, to_yaml(config))
+        self.checkpoints.mkdir(exist_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -112,6 +130,6 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file beside `path`, then put it in place."""
-    aside = path.with_name(f".writing-{path.name}")
+    aside = path.with_name(f"{_ASIDE}{path.name}")
     write(aside)
     aside.replace(path)

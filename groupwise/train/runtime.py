@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
 
 from groupwise.errors import UserError
@@ -25,8 +25,16 @@ class Runtime:
     """Where this process runs and how it meets the others."""
 
     def __init__(
-        self, *, mixed_precision: str = "no", trackers: Sequence[str] = (), folder: Path | None = None
+        self,
+        *,
+        mixed_precision: str = "no",
+        trackers: Sequence[str] = (),
+        folder: Path | None = None,
+        seed: int | None = None,
     ) -> None:
+        """`seed` sets the global generators: nothing of ours draws from them, but a model may."""
+        if seed is not None:
+            set_seed(seed)
         missing = [name for name in trackers if importlib.util.find_spec(name) is None]
         if missing:
             raise UserError(f"run.trackers: {', '.join(missing)} is not installed; pip install {' '.join(missing)}")
@@ -73,6 +81,12 @@ class Runtime:
     def sum(self, values: Tensor) -> Tensor:
         """Sum of a tensor over all processes."""
         return values if self.processes == 1 else self._accelerator.reduce(values, reduction="sum")  # pyright: ignore
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so; every process asks at the same place."""
+        if self.processes == 1:
+            return flag
+        return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Give every process the summed gradient; a parameter that got none counts as zero."""

@@ -10,15 +10,11 @@ import torch
 from torch import nn
 
 from groupwise.batch import pack, split_by_tokens
-from groupwise.groups import Group
+from groupwise.groups import Group, NotFinite
 from groupwise.model.engine import LogprobEngine
 from groupwise.observe.metrics import MetricSums
 from groupwise.train.objective import Objective, StepTotals
 from groupwise.train.runtime import Runtime
-
-
-class NonFiniteStep(RuntimeError):
-    """The loss or the gradient of a step is not finite; the weights were not touched."""
 
 
 def accumulate_gradient(
@@ -33,24 +29,27 @@ def accumulate_gradient(
 
     Every process hands in all groups of the step and works on its share. The loss is divided by the objective's count
     over the whole step, so `tokens_per_forward`, the number of processes and the order of groups change nothing but
-    rounding. Returns the objective's metrics of the whole step. Raises NonFiniteStep naming the groups of the
-    micro-batch whose loss is not finite.
+    rounding. Returns the objective's metrics of the whole step. Raises NotFinite, on all processes, naming the groups
+    whose loss or log-probs are not; gradients are cleared then.
     """
     denominator = objective.denominator(StepTotals.of(groups))
     sums = MetricSums(runtime.device)
     for name in ("entropy", *objective.metric_names):
         sums.add(name, 0.0, 0)
+    bad: list[Group] = []
     for part in split_by_tokens(runtime.share(groups), tokens_per_forward):
         batch = pack(part).to(runtime.device)
         scores = engine.score(batch, temperature=objective.temperature)
         loss_sum = objective.loss_sum(batch, scores, sums)
-        if not torch.isfinite(loss_sum):
-            raise NonFiniteStep(
-                f"loss is {loss_sum.item()} in a micro-batch with {_names(part)}; weights were not touched"
-            )
+        # A log-ratio of infinity can have a loss of 0, so the loss alone does not tell.
+        if not (torch.isfinite(loss_sum) & torch.isfinite(scores.logp_T).all()):
+            bad += part
+            continue
         (loss_sum / denominator).backward()
         sums.add("loss", loss_sum, 0)
         sums.add("entropy", scores.entropy_T.sum(), batch.n_tokens)
+    if runtime.any(bool(bad)):
+        raise NotFinite("loss or log-probs are", _culprits(objective, bad, engine, runtime))
     runtime.sum_gradients(engine.policy.trainable().values())
     # The count is the whole step's, and is known to every process: only the first one adds it.
     sums.add("loss", 0.0, denominator if runtime.is_main else 0)
@@ -67,13 +66,16 @@ def optimizer_step(
     tokens_per_forward: int,
     max_grad_norm: float | None,
 ) -> dict[str, float]:
-    """Move the weights once along the gradient of the objective over these groups; returns the step's metrics."""
+    """Move the weights once along the gradient of the objective over these groups; returns the step's metrics.
+
+    Raises NotFinite before weights and optimizer are touched.
+    """
     started = time.perf_counter()
     parameters = engine.policy.trainable()
     sums = accumulate_gradient(objective, groups, engine=engine, runtime=runtime, tokens_per_forward=tokens_per_forward)
     norm = nn.utils.get_total_norm([p.grad for p in parameters.values() if p.grad is not None])
     if not torch.isfinite(norm):
-        raise NonFiniteStep(f"gradient norm is {norm.item()} in a step with {_names(groups)}; weights were not touched")
+        raise NotFinite("the gradient is", _culprits(objective, runtime.share(groups), engine, runtime))
     if max_grad_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters.values(), max_grad_norm, norm)
     optimizer.step()
@@ -91,6 +93,22 @@ def optimizer_step(
     }
 
 
-def _names(groups: Sequence[Group]) -> str:
-    shown = ", ".join(group.key for group in groups[:5])
-    return shown if len(groups) <= 5 else f"{shown} and {len(groups) - 5} more"
+def _culprits(objective: Objective, suspects: Sequence[Group], engine: LogprobEngine, runtime: Runtime) -> list[Group]:
+    """Of all processes' suspects those that are not finite on their own, all where none is; clears gradients."""
+    found = [group for group in suspects if not _is_finite_alone(objective, group, engine, runtime)]
+    return runtime.gather(found if runtime.any(bool(found)) else suspects)
+
+
+def _is_finite_alone(objective: Objective, group: Group, engine: LogprobEngine, runtime: Runtime) -> bool:
+    """Whether log-probs, loss and gradient of one group are finite."""
+    parameters = engine.policy.trainable().values()
+    for p in parameters:
+        p.grad = None
+    batch = pack([group]).to(runtime.device)
+    scores = engine.score(batch, temperature=objective.temperature)
+    loss = objective.loss_sum(batch, scores, MetricSums(runtime.device))
+    loss.backward()
+    values = [scores.logp_T.detach(), loss.detach(), *(p.grad for p in parameters if p.grad is not None)]
+    for p in parameters:
+        p.grad = None
+    return all(bool(torch.isfinite(value).all()) for value in values)

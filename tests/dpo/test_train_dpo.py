@@ -1,7 +1,11 @@
 """DPO from the command line: same bytes after a stop, clear errors before anything is written."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +16,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from dpo import dpo_trainer, eval, train_dpo
-from groupwise.errors import UserError, exit_with_user_errors
+from groupwise.errors import RunStopped, UserError, exit_with_user_errors
+from groupwise.groups import NotFinite
 from groupwise.observe.metrics import read_metrics
-from tests.runs import assert_same_run, digests, stop_after
+from tests.conftest import random_groups
+from tests.runs import assert_same_run, before_step, digests, stop_after
 
 CONFIG = """
 model: {path: MODEL}
@@ -27,6 +33,7 @@ eval: {every: 3, prompts: 4, score: review_sentiment}
 sampling: {max_new_tokens: 6}
 """
 
+ROOT = Path(__file__).resolve().parents[2]
 Command = Callable[..., list[str]]
 
 
@@ -177,6 +184,135 @@ def test_the_reference_cache_is_used_again_and_only_where_it_belongs(
         command("--run.name", "other-limit", "--data.max_completion_tokens", "20", "--data.too_long", "cut_completion")
     )
     assert "computed and kept" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_finishes_the_step_and_saves(
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    code: int,
+) -> None:
+    """The documented exit codes; step 3 lies between checkpoints, and nothing is lost or done twice."""
+    train_dpo.main(command(runs="straight"))
+    with pytest.raises(SystemExit) as left, exit_with_user_errors():
+        before_step(3, lambda: os.kill(os.getpid(), number), monkeypatch)
+        train_dpo.main(command(runs="continued"))
+    monkeypatch.undo()
+    assert left.value.code == code
+    said = capsys.readouterr()
+    assert "finishing this step and saving" in said.out
+    assert "stopped after step 3 of 6; the same command continues from" in said.err and "step-000003" in said.err
+    train_dpo.main(command(runs="continued"))
+    assert_same_run(
+        tmp_path / "continued" / "run",
+        tmp_path / "straight" / "run",
+        last="checkpoints/step-000006",
+        files=("optimizer.safetensors",),
+    )
+
+
+def test_a_second_signal_leaves_at_once_and_damages_nothing(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    train_dpo.main(command(runs="straight"))
+    with pytest.raises(SystemExit) as left, exit_with_user_errors():
+        before_step(3, twice, monkeypatch)
+        train_dpo.main(command(runs="continued"))
+    monkeypatch.undo()
+    assert left.value.code == 130
+    assert [path.name for path in (tmp_path / "continued/run/checkpoints").iterdir()] == ["step-000002"]
+    train_dpo.main(command(runs="continued"))
+    assert digests(tmp_path / "continued/run/adapter") == digests(tmp_path / "straight/run/adapter")
+
+
+def test_a_learning_rate_that_explodes_stops_the_run(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The peer logs losses of 0 and 0.688, saves NaN weights and ends with exit code 0."""
+    with pytest.raises(SystemExit) as left, exit_with_user_errors():
+        train_dpo.main(command("--optimizer.learning_rate", "1e30", "--optimizer.warmup_steps", "0"))
+    assert left.value.code == 3
+    message = capsys.readouterr().err
+    assert "step 2: loss or log-probs are not finite" in message and "optimizer.learning_rate too high" in message
+    run = tmp_path / "runs" / "run"
+    assert not (run / "adapter").exists() and not (run / "summary.json").exists()
+    kept = [json.loads(line) for line in (run / "not-finite" / "step-000002.jsonl").read_text().splitlines()]
+    assert kept and all(group["key"] in message or len(kept) > 5 for group in kept)
+    assert "A lovely film" in kept[0]["completions"][0]["text"]
+
+
+def test_a_row_that_the_model_cannot_read_is_named(
+    command: Command, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One position of the base is NaN, as after a damaged download; only row 7 is that long."""
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["transformer.wpe.weight"][60] = float("nan")
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    rows = [
+        {"prompt": f"Film {i}.", "chosen": " Good." + "~" * 80 * (i == 7), "rejected": " Bad."} for i in range(1, 30)
+    ]
+    data = write(tmp_path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SystemExit) as left, exit_with_user_errors():
+        train_dpo.main(command("--data.train", f"[{data}]", "--model.path", str(broken)))
+    message = capsys.readouterr().err
+    assert left.value.code == 3
+    assert "reference log-probs are not finite with" in message and "rows.jsonl:7" in message
+    assert "rows.jsonl:8" not in message
+    (kept,) = (tmp_path / "runs" / "run" / "not-finite").iterdir()
+    assert "~" in kept.read_text()
+
+
+def test_a_disk_that_is_full_costs_nothing_but_time(command: Command, tmp_path: Path) -> None:
+    """No file may grow beyond 10 kB: checkpoints fail, the run goes on to its end, and says what to do."""
+    train_dpo.main(command(runs="straight"))
+    program = f"""
+import resource, signal, sys
+from pathlib import Path
+from dpo import dpo_trainer, train_dpo
+from groupwise.errors import exit_with_user_errors
+dpo_trainer.CACHE = Path({str(tmp_path / "cache")!r})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+with exit_with_user_errors():
+    train_dpo.main(sys.argv[1:])
+"""
+    arguments = command(runs="full")
+    ended = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert "the checkpoint of step 2 could not be saved" in ended.stdout
+    assert "full/run/adapter: cannot be written" in ended.stderr and "Traceback" not in ended.stderr
+    train_dpo.main(arguments)
+    assert digests(tmp_path / "full/run/adapter") == digests(tmp_path / "straight/run/adapter")
+
+
+def test_steps_that_are_not_finite_can_be_skipped_up_to_a_limit(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> None:
+        raise NotFinite("loss or log-probs are", random_groups(1, vocabulary=50))
+
+    skip = ("--run.on_not_finite", "skip", "--run.most_skipped_steps", "1")
+    before_step(2, fails, monkeypatch)
+    train_dpo.main(command(*skip))
+    run = tmp_path / "runs" / "run"
+    metrics = read_metrics(run / "metrics.jsonl")
+    assert [row["groups/used"] for row in metrics][:3] == [9, 0, 9] and "loss" not in metrics[1]
+    assert json.loads((run / "summary.json").read_text())["skipped_steps"] == 1
+    assert "the step is skipped" in capsys.readouterr().out
+    monkeypatch.undo()
+    before_step(2, fails, monkeypatch)
+    before_step(4, fails, monkeypatch)
+    with pytest.raises(RunStopped, match="step 4"):
+        train_dpo.main(command(*skip, runs="second"))
 
 
 def write(path: Path, text: str) -> str:

@@ -54,6 +54,8 @@ REFILLED = (
     "--rollout.minibatches", "2",
 )  # fmt: skip
 OFF_POLICY = ("--rollout.updates", "2", "--rollout.minibatches", "2")
+# The peer replays the permutation of the first epoch when it is continued in a later one.
+THIRD_EPOCH = ("--data.limit", "12")
 MOVING = ("--loss.reference", "average", "--loss.reference_every", "2")
 
 Command = Callable[..., list[str]]
@@ -102,7 +104,17 @@ def test_reward_rises_and_a_run_leaves_everything_a_person_needs(command: Comman
 
 @pytest.mark.parametrize(
     ("stop", "flags"),
-    [(1, ()), (3, ()), (1, OFF_POLICY), (2, OFF_POLICY), (3, OFF_POLICY), (5, OFF_POLICY), (3, REFILLED), (3, MOVING)],
+    [
+        (1, ()),
+        (3, ()),
+        (1, OFF_POLICY),
+        (2, OFF_POLICY),
+        (3, OFF_POLICY),
+        (5, OFF_POLICY),
+        (3, REFILLED),
+        (3, MOVING),
+        (5, THIRD_EPOCH),
+    ],
 )
 def test_a_stopped_and_continued_run_has_the_same_bytes(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, flags: tuple[str, ...]
@@ -127,6 +139,14 @@ def test_a_copied_reference_is_the_policy_of_its_step(command: Command, tmp_path
     assert all(value > 1e-5 for value in kl[1::2])
     summary = json.loads((tmp_path / "runs" / "run" / "summary.json").read_text())
     assert summary["after"]["kl/sequence"]["value"] > 8 * kl[-1]
+
+
+def test_fewer_prompts_than_a_step_takes_still_train(command: Command, tmp_path: Path) -> None:
+    """The peer ends such a run at step 0 and calls it a success."""
+    train_grpo.main(command("--data.limit", "5", "--run.groups_per_step", "9"))
+    metrics = read_metrics(tmp_path / "runs" / "run" / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4, 5, 6]
+    assert all(row["groups/used"] + row["groups/no_signal"] == 9 for row in metrics)
 
 
 def test_several_updates_leave_the_policy_that_sampled(command: Command, tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpo.dpo_trainer import DpoObjective
-from groupwise.groups import Completion, Group
+from groupwise.groups import Completion, Group, NotFinite
 from groupwise.model.engine import LogprobEngine, reference_logprobs
 from groupwise.model.policy import Policy
 from groupwise.sections import LoraSection, OptimizerSection
 from groupwise.train.objective import StepTotals
 from groupwise.train.optimizer import learning_rate, make_optimizer
 from groupwise.train.runtime import Runtime
-from groupwise.train.step import NonFiniteStep, accumulate_gradient, optimizer_step
+from groupwise.train.step import accumulate_gradient, optimizer_step
 from tests.conftest import random_groups
 
 RUNTIME = Runtime()
@@ -119,8 +119,12 @@ def test_a_step_that_is_not_finite_names_its_groups_and_moves_nothing(engine: Lo
     parameters = engine.policy.trainable()
     before = {name: p.detach().clone() for name, p in parameters.items()}
     optimizer = make_optimizer(OptimizerSection(learning_rate=0.1), parameters.values())
-    with pytest.raises(NonFiniteStep, match="random:1"):
-        take_step(engine, optimizer, groups, tokens_per_forward=1)
+    for tokens_per_forward in (1, 10_000):  # also where one micro-batch holds healthy groups too
+        with pytest.raises(NotFinite) as fault:
+            take_step(engine, optimizer, groups, tokens_per_forward=tokens_per_forward)
+        assert [group.key for group in fault.value.groups] == ["random:1"]
+        assert all(p.grad is None for p in parameters.values())
+    assert not optimizer.state_dict()["state"]
     assert all(torch.equal(p, before[name]) for name, p in parameters.items())
 
 

@@ -1,0 +1,90 @@
+"""Saving checkpoints while a run goes on: the newest few and the best stay, a save that fails costs a line.
+
+Knows nothing about what is in a checkpoint (checkpoint.py), nor about what makes one the best.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from groupwise.errors import UserError
+from groupwise.train.checkpoint import Position, delete_old, save_checkpoint
+
+_SLACK = 4 * 2**20  # bytes for all that is not weights and optimizer state
+
+
+class CheckpointKeeper:
+    """Saves and rotates the checkpoints of one run. `say` shows a line to a person."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        more: Callable[[Path], None],
+        keep: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self._folder = folder
+        self._parameters = parameters
+        self._optimizer = optimizer
+        self._more = more
+        self._keep = keep
+        self._say = say
+
+    @property
+    def bytes_each(self) -> int:
+        """What one checkpoint takes: the weights and two moments of each, which is most for rmsprop."""
+        return 3 * sum(p.numel() * p.element_size() for p in self._parameters.values()) + _SLACK
+
+    def check_space(self) -> None:
+        """Raise UserError when the disk cannot hold the checkpoints of the whole run, the final weights included."""
+        there = len(list(self._folder.glob("step-*")))
+        # The newest, the best, the one being written, and room for the final weights and the records.
+        wanted = self.bytes_each * max(2, self._keep + 3 - there)
+        free = shutil.disk_usage(self._folder).free
+        if free < wanted:
+            raise UserError(
+                f"{self._folder}: {_size(free)} are free and this run's checkpoints take {_size(wanted)}; free some "
+                "space, choose another --run.folder, or lower run.keep_checkpoints"
+            )
+
+    def tidy(self, best: int | None) -> None:
+        """Delete what is too old, and what interrupted saves left; `best` is the step that stays whatever its age."""
+        delete_old(self._folder, self._keep, best=best)
+
+    def save(self, position: Position) -> bool:
+        """Write a checkpoint and delete what is too old; says so and returns False when the disk does not take it."""
+        free = shutil.disk_usage(self._folder).free
+        if free < self.bytes_each:
+            return self._failed(position, f"{_size(free)} are free, {_size(self.bytes_each)} are needed")
+        try:
+            save_checkpoint(
+                self._folder, position, parameters=self._parameters, optimizer=self._optimizer, more=self._more
+            )
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(self._folder / f".writing-step-{position.step:06d}", ignore_errors=True)
+            return self._failed(position, str(error))
+        self.tidy(position.best_step)
+        return True
+
+    def _failed(self, position: Position, why: str) -> bool:
+        self._say(
+            f"warning: {self._folder}: the checkpoint of step {position.step} could not be saved: {why}; the run goes "
+            "on, and the checkpoints before it stay"
+        )
+        return False
+
+
+def _size(count: int) -> str:
+    """Bytes for people.
+
+    >>> _size(3_200_000), _size(7_000_000_000)
+    ('3.2 MB', '7.0 GB')
+    """
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

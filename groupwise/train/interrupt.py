@@ -1,0 +1,52 @@
+"""Ctrl-C and SIGTERM: the first asks a loop to finish its step and save, the second leaves at once.
+
+Knows nothing about loops: it keeps the wish, and whoever holds it asks.
+"""
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignals:
+    """While it is open, the first of these signals sets `received` and is told to `say`; the next ends the program.
+
+    Nothing is damaged by the second: whatever is written is complete or absent. Outside the main thread, where Python
+    allows no handlers, it does nothing.
+
+    >>> import os
+    >>> with StopSignals(print) as stop:
+    ...     os.kill(os.getpid(), signal.SIGTERM)
+    ...     print(stop.received)
+    SIGTERM: finishing this step and saving; once more leaves at once
+    15
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.received: int | None = None
+        self._say = say
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        if self.received is not None:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            raise SystemExit(128 + number)
+        self.received = int(number)
+        self._say(f"{name}: finishing this step and saving; once more leaves at once")
