@@ -88,10 +88,11 @@ class JsonLinesFile:
         self._offset = offset
         self.sync()
 
-    def sync(self) -> None:
-        """Return once everything appended so far is on the disk."""
+    def sync(self) -> int:
+        """Return `offset` once everything appended so far is on the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
+        return self._offset
 
     def close(self) -> None:
         """Flush and close; closing twice is harmless."""

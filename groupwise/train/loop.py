@@ -183,17 +183,13 @@ def fit(
                 if groups and run.transcripts_every and (done % run.transcripts_every == 0 or done == 1):
                     transcripts.append(done, groups[0], phase="train", extra=_advantages(groups[0]))
                 if done % run.log_every == 0 or done == total:
-                    for alarm in alarms.look({"step": done, **values}):
-                        values[f"alarm/{alarm.name}"] = alarm.figure
-                        progress.line(f"alarm: step {done}: {alarm.text}")
+                    values |= _raise_alarms(alarms, done, values, progress)
                     metrics.append(done, values)
                     runtime.track(values, done)
                 progress.step(done, values)
                 due = run.checkpoint_every and done % run.checkpoint_every == 0
                 if done == total or due or position.best_step == done or stopped:
-                    metrics.sync()
-                    transcripts.sync()
-                    offsets = {"metrics": metrics.offset, "transcripts": transcripts.offset}
+                    offsets = {"metrics": metrics.sync(), "transcripts": transcripts.sync()}
                     keeper.save(replace(position, identity=identity, offsets=offsets))
             runtime.wait()
             if stopped and done < total:
@@ -283,6 +279,14 @@ class _Learner:
             "usual causes are optimizer.learning_rate too high, or these rows of data; run.on_not_finite: skip passes "
             "over up to run.most_skipped_steps such steps"
         )
+
+
+def _raise_alarms(alarms: Alarms, step: int, values: Mapping[str, float], progress: Progress) -> dict[str, float]:
+    """Show what these numbers raise; the figures as metrics."""
+    found = alarms.look({"step": step, **values})
+    for alarm in found:
+        progress.line(f"alarm: step {step}: {alarm.text}")
+    return {f"alarm/{alarm.name}": alarm.figure for alarm in found}
 
 
 def _advanced(position: Position, values: Mapping[str, float], *, best: str, seconds: float) -> Position:
