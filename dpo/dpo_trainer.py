@@ -24,12 +24,12 @@ from groupwise.observe.alarms import Alarms, Watched
 from groupwise.observe.figure import Panel, learning_curve
 from groupwise.observe.metrics import MetricSums
 from groupwise.observe.progress import make_progress
-from groupwise.observe.summary import as_json, print_figures, print_health, run_facts, stored_figures
 from groupwise.train.loop import EpochSource, FitResult, fit
 from groupwise.train.objective import StepTotals
 from groupwise.train.offenders import keep_offenders
 from groupwise.train.run import Run, open_run
 from groupwise.train.run_folder import RunFolder, write_json
+from groupwise.train.summary import as_json, print_figures, print_health, run_facts, stored_figures
 
 CACHE = Path("data/processed")
 PAIR_METRICS = (
@@ -93,7 +93,7 @@ class DpoObjective:
             reward_R[chosen_K],
             reward_R[rejected_K],
             margin_K,
-            (margin_K > 0).float(),
+            (margin_K > 0).float() + (margin_K == 0).float() / 2,
             logp_R.detach()[chosen_K],
             logp_R.detach()[rejected_K],
         )

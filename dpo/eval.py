@@ -24,11 +24,11 @@ from groupwise.groups import Group, NotFinite, ordered_pairs
 from groupwise.model.engine import LogprobEngine, reference_logprobs, sequence_logratios
 from groupwise.model.sampling import SamplingParams, sample_completions
 from groupwise.observe.statistics import mean_interval, share_interval
-from groupwise.observe.summary import Figures, as_json, print_figures
 from groupwise.rewards.load import Score
 from groupwise.train.run import restore_trained
 from groupwise.train.run_folder import RunFolder, write_json, write_text
 from groupwise.train.runtime import Runtime
+from groupwise.train.summary import Figures, as_json, print_figures
 
 LABELS = {
     "rewards/accuracies": "pairs ranked right",
@@ -69,6 +69,7 @@ class Sample:
 def pair_figures(engine: LogprobEngine, held_out: HeldOut) -> Figures:
     """Implicit-reward accuracy and margin and the log-probs, under the active network, with 95 % intervals.
 
+    A tie counts half, so a policy that equals its reference has an accuracy of 0.5: chance, and not a failure.
     Pairs of one group are not independent: each group counts with the mean over its pairs. Raises NotFinite.
     """
     per_group: dict[str, list[float]] = {name: [] for name in list(LABELS)[:4]}
@@ -88,7 +89,7 @@ def pair_figures(engine: LogprobEngine, held_out: HeldOut) -> Figures:
             rejected = [start + worse for _, worse in pairs]
             reward = [held_out.beta * (p - q) for p, q in zip(logps, references, strict=True)]
             margins = [reward[c] - reward[r] for c, r in zip(chosen, rejected, strict=True)]
-            per_group["rewards/accuracies"].append(_mean([float(margin > 0) for margin in margins]))
+            per_group["rewards/accuracies"].append(_mean([(margin > 0) + (margin == 0) / 2 for margin in margins]))
             per_group["rewards/margins"].append(_mean(margins))
             per_group["logps/chosen"].append(_mean([logps[c] for c in chosen]))
             per_group["logps/rejected"].append(_mean([logps[r] for r in rejected]))

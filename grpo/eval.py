@@ -20,13 +20,13 @@ from groupwise.groups import Group
 from groupwise.model.engine import sequence_logratios
 from groupwise.model.sampling import SamplingParams
 from groupwise.observe.statistics import mean_interval, share_interval
-from groupwise.observe.summary import Figures, as_json, print_figures
 from groupwise.rewards.answers import marked_answer, number_of
 from groupwise.rewards.protocol import Answer
 from groupwise.rewards.scorer import Scorer
 from groupwise.train.run import restore_trained, say
 from groupwise.train.run_folder import RunFolder, write_json, write_text
 from groupwise.train.runtime import Runtime
+from groupwise.train.summary import Figures, as_json, print_figures
 from grpo.config import GrpoConfig
 from grpo.faults import FaultLog
 from grpo.prepare import Prepared, prepare

@@ -19,12 +19,12 @@ from groupwise.observe.alarms import Alarms, Watched
 from groupwise.observe.figure import Panel, learning_curve
 from groupwise.observe.metrics import MetricSums, read_metrics
 from groupwise.observe.progress import Progress, make_progress
-from groupwise.observe.summary import print_figures, print_health, run_facts, stored_figures
 from groupwise.rewards.scorer import Scorer
 from groupwise.train.loop import FitResult, fit
 from groupwise.train.objective import StepTotals
 from groupwise.train.run import Run, open_run
 from groupwise.train.run_folder import RunFolder, write_json
+from groupwise.train.summary import print_figures, print_health, run_facts, stored_figures
 from grpo.config import GrpoConfig, GrpoLossSection
 from grpo.dataset_utils import Prompt
 from grpo.eval import Comparison, before_and_after, check_names, held_out_metrics, labels

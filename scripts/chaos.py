@@ -5,8 +5,9 @@
 Every other kill comes at a random moment of the run's life, the others inside a save, at one file operation after the
 other (files written by safetensors are then left half written). All are SIGKILL: nothing is cleaned up. Whenever a run
 reaches its end, adapter, newest checkpoint, metrics (but for times), transcripts and the figures of the summary are
-compared, and a new run begins. Exit code 1 when anything differs. Knows the two programs by their command lines only;
-the child that kills itself also knows which function writes a checkpoint.
+compared, and a new run begins. Ctrl-C ends the series and tells what was found so far. Exit code 1 when anything
+differs. Knows the two programs by their command lines only; the child that kills itself also knows which function
+writes a checkpoint.
 """
 
 import argparse
@@ -54,6 +55,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments at which runs are killed")
     parser.add_argument("--folder", type=Path, help="where the runs are made; a temporary folder, if not given")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
         chaos = Chaos(args.algorithm, args.folder or Path(temporary), random.Random(args.seed), Console())
         return chaos.run(args.kills)
@@ -73,11 +75,11 @@ class Chaos:
 
     def run(self, kills: int) -> int:
         """Kill that often; returns the exit code."""
-        straight = self.folder / "straight"
+        straight, note = self.folder / "straight", self.folder / "operations"
         began = time.monotonic()
-        subprocess.run(self._command(straight), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(self._child(straight, NEVER, note), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         life = time.monotonic() - began
-        operations = self._operations_of_a_save()
+        operations = int(note.read_text().split()[0])
         self.console.print(f"straight run: {life:.1f} s, {operations} file operations in its first save")
         expected = contents(straight / "run")
         folder = self.folder / "killed"
@@ -109,11 +111,6 @@ class Chaos:
         """The same program, in a process that kills itself at a file operation of its saves."""
         _, program, *arguments = self._command(folder)
         return [sys.executable, __file__, "die-at", str(operation), str(note), program, *arguments]
-
-    def _operations_of_a_save(self) -> int:
-        folder, note = self.folder / "counted", self.folder / "operations"
-        subprocess.run(self._child(folder, NEVER, note), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        return int(note.read_text().split()[0])
 
     def _kill_at_random(self, folder: Path, life: float) -> bool:
         """Whether the run ended before it was killed."""

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
+import huggingface_hub.constants
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -318,7 +320,11 @@ def write(file: Path, content: object) -> None:
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+    return {
+        str(f.relative_to(folder)): f.read_bytes()
+        for f in sorted(folder.rglob("*"))
+        if f.is_file() and f.parent.name != "__pycache__"
+    }
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -328,7 +334,8 @@ def test_bad_input_gets_one_clear_error_and_nothing_is_written(
     case = CASES[name]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dpo_trainer, "CACHE", tmp_path / "cache")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     shutil.copytree(tiny_model, tmp_path / "model")
     write(tmp_path / "pairs.jsonl", PAIRS)
     write(tmp_path / "asked.jsonl", ASKED)

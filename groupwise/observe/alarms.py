@@ -111,9 +111,11 @@ class Alarms:
     # --- rules
 
     def _spike(self, name: str) -> _Finding | None:
-        values = self._values(name)
+        values, sizes = self._values(name), self._values("groups/used")
         if name not in self._rows[-1] or len(values) <= _SPIKE_HISTORY:
             return None
+        if sizes and self._rows[-1].get("groups/used", 0) < statistics.median(sizes) / 2:
+            return None  # a step of few groups, such as the last of an epoch, is noisier by nature
         *before, value = values[-_SPIKE_MEMORY - 1 :]
         usual = statistics.median(before)
         spread = statistics.median(abs(x - usual) for x in before)

@@ -10,7 +10,7 @@ Names and units ("nat" is the natural unit of log-probability; `<name>` is the n
 `learning_rate`                  step size of the optimizer, per step
 `rewards/chosen`                 beta x log-ratio to the reference, summed over a completion, dimensionless
 `rewards/rejected`               the same of the rejected completion
-`rewards/accuracies`             share of pairs whose chosen completion has the higher implicit reward, 0 to 1
+`rewards/accuracies`             share of pairs whose chosen completion has the higher implicit reward; ties are half
 `rewards/margins`                `rewards/chosen` - `rewards/rejected`, dimensionless
 `logps/chosen`                   log-prob of a chosen completion under the policy, nat, summed over its tokens
 `logps/rejected`                 the same of the rejected completion

@@ -16,7 +16,7 @@ class StopSignals:
     """While it is open, the first of these signals sets `received` and is told to `say`; the next ends the program.
 
     Nothing is damaged by the second: whatever is written is complete or absent. Outside the main thread, where Python
-    allows no handlers, it does nothing.
+    allows no handlers, it does nothing; a signal that the program was started to ignore stays ignored.
 
     >>> import os
     >>> with StopSignals(print) as stop:
@@ -33,7 +33,8 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(

@@ -72,6 +72,8 @@ def test_a_run_leaves_everything_a_person_needs(command: Command, tmp_path: Path
     assert summary["before"]["rewards/margins"]["value"] == pytest.approx(0, abs=1e-5)
     assert summary["before"]["kl/sequence"]["value"] == pytest.approx(0, abs=1e-5)
     # Invariant 9: DPO ranks held-out pairs as labelled and the margin rises.
+    # A policy that is its reference ranks by chance; to call its ties wrong would make every run look like a gain.
+    assert summary["before"]["rewards/accuracies"]["value"] == 0.5
     assert summary["after"]["rewards/accuracies"]["value"] == 1.0
     assert summary["after"]["rewards/margins"]["low"] > 0
     assert summary["steps"] == 6 and summary["tokens"] > 0 and summary["train_seconds"] > 0

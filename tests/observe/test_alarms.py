@@ -67,6 +67,7 @@ def test_an_alarm_says_what_and_what_to_do(
         [looked_at("eval/pass@1", v, reward=v) for v in (0.8, 0.78, 0.82, 0.74)],  # within the intervals
         [looked_at("eval/pass@1", v, reward=v) for v in (0.8, 0.4)],  # both fall: not the reward's doing
         [{"loss": 0.7}],
+        [{"grad_norm": 1.0, "groups/used": 16}] * 30 + [{"grad_norm": 9.0, "groups/used": 1}],
     ],
 )
 def test_a_healthy_run_raises_none(rows: Sequence[Row]) -> None:
