@@ -1,6 +1,7 @@
 """Shared fixtures: a tiny random GPT-2 with its own tokenizer, and groups made of random ids."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from groupwise.groups import Completion, Group
 
 transformers.logging.set_verbosity_error()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts pytest in the background may have switched it off
 TEXTS = [
     "The plot was dull and the music was loud.",
     "A warm and lovely film, I liked it a lot.",
