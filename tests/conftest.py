@@ -14,7 +14,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from groupwise.groups import Completion, Group
 
 transformers.logging.set_verbosity_error()
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts pytest in the background may have switched it off
+# What starts pytest in the background may have switched Ctrl-C off.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 TEXTS = [
     "The plot was dull and the music was loud.",
     "A warm and lovely film, I liked it a lot.",
