@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
-import huggingface_hub.constants
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -334,8 +332,8 @@ def test_bad_input_gets_one_clear_error_and_nothing_is_written(
     case = CASES[name]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dpo_trainer, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     shutil.copytree(tiny_model, tmp_path / "model")
     write(tmp_path / "pairs.jsonl", PAIRS)
     write(tmp_path / "asked.jsonl", ASKED)
