@@ -117,9 +117,11 @@ class Chaos:
         process = subprocess.Popen(self._command(folder), cwd=ROOT, stdout=subprocess.DEVNULL)
         try:
             code = process.wait(timeout=self.moments.uniform(0, life))
-        except subprocess.TimeoutExpired:
+        except BaseException as reason:
             process.kill()
             process.wait()
+            if not isinstance(reason, subprocess.TimeoutExpired):
+                raise  # Ctrl-C: two processes must not write into one folder
             self.where[stage(folder / "run")] += 1
             return False
         if code != 0:
