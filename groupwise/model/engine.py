@@ -214,6 +214,7 @@ def with_reference(groups: Sequence[Group], logps: Sequence[Tensor]) -> list[Gro
 def _not_finite(groups: Sequence[Group], logps: Sequence[Tensor]) -> list[Group]:
     """The groups that have a log-prob which is not finite; one tensor per completion in order."""
     remaining = iter(logps)
+    # A list inside `all`: every tensor of a group is taken, also behind the first bad one.
     return [
         group for group in groups if not all([bool(torch.isfinite(next(remaining)).all()) for _ in group.completions])
     ]

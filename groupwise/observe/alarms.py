@@ -68,6 +68,7 @@ class Alarms:
         self._section = section
         self._watched = watched
         self._rows: list[Mapping[str, float]] = []
+        self._columns: dict[str, list[float]] = {}  # the same by name, so that a long run is not gone through each step
         self._quiet_until: dict[str, int] = {}
         self._rules: dict[str, Callable[[], _Finding | None]] = {
             **{f"spike/{name}": lambda name=name: self._spike(name) for name in watched.spikes},
@@ -83,6 +84,8 @@ class Alarms:
     def look(self, row: Mapping[str, float]) -> list[Alarm]:
         """The alarms that this row raises; `row` has `step`, counted from 1."""
         self._rows.append(row)
+        for name, value in row.items():
+            self._columns.setdefault(name, []).append(value)
         found: list[Alarm] = []
         for name, rule in self._rules.items():
             if len(self._rows) <= self._quiet_until.get(name, 0):
@@ -97,7 +100,7 @@ class Alarms:
     # --- what is looked at
 
     def _values(self, name: str) -> list[float]:
-        return [row[name] for row in self._rows if name in row]
+        return self._columns.get(name, [])
 
     def _levels(self, name: str) -> tuple[float, float] | None:
         """Mean of the first rows and of the last that have this metric; None until there are enough, or if it is not
@@ -111,16 +114,17 @@ class Alarms:
     # --- rules
 
     def _spike(self, name: str) -> _Finding | None:
-        values, sizes = self._values(name), self._values("groups/used")
+        values = self._values(name)
         if name not in self._rows[-1] or len(values) <= _SPIKE_HISTORY:
             return None
-        if sizes and self._rows[-1].get("groups/used", 0) < statistics.median(sizes) / 2:
-            return None  # a step of few groups, such as the last of an epoch, is noisier by nature
         *before, value = values[-_SPIKE_MEMORY - 1 :]
         usual = statistics.median(before)
         spread = statistics.median(abs(x - usual) for x in before)
         if value <= usual + self._section.spike * spread or value <= self._section.spike_ratio * abs(usual):
             return None
+        sizes = self._values("groups/used")
+        if sizes and self._rows[-1].get("groups/used", 0) < statistics.median(sizes) / 2:
+            return None  # a step of few groups, such as the last of an epoch, is noisier by nature
         return _Finding(
             value,
             f"{name} is {value:.3g} after a median of {usual:.3g} over {len(before)} steps; likely a bad batch (see "
@@ -197,9 +201,9 @@ class Alarms:
     def _held_out_falls(self) -> _Finding | None:
         name, newest = self._watched.held_out, self._rows[-1]
         trained = self._values(self._watched.trained)
-        seen = [row for row in self._rows if name in row]
-        if name not in newest or len(seen) < 2 or not trained:
+        if name not in newest or len(self._values(name)) < 2 or not trained:
             return None
+        seen = [row for row in self._rows if name in row]
         best = max(seen[:-1], key=lambda row: row[name])
         if newest[f"{name}/high"] >= best[f"{name}/low"]:
             return None
