@@ -119,13 +119,13 @@ def train(config: DpoConfig, *, console: Console | None = None) -> RunFolder:
     if run is None:
         print_figures(*stored_figures(folder), LABELS, console=console)
         return folder
-    prepared = prepare(config, run.runtime)
-    run.begin(config, prepared.notes)
-    base_model = prepared.engine.policy.base_fingerprint()  # reads all weights, so once
-    result = _learn(config, prepared, base_model, run)
-    if run.runtime.is_main:
-        _finish(config, prepared, base_model, result, run)
-    run.runtime.close()
+    with run:
+        prepared = prepare(config, run.runtime)
+        run.begin(config, prepared.notes)
+        base_model = prepared.engine.policy.base_fingerprint()  # reads all weights, so once
+        result = _learn(config, prepared, base_model, run)
+        if run.runtime.is_main:
+            _finish(config, prepared, base_model, result, run)
     return folder
 
 

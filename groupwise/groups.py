@@ -11,6 +11,8 @@ from typing import Self
 
 from torch import Tensor
 
+from groupwise.errors import RunStopped
+
 MOST_NAMED = 5
 PER_TOKEN = ("sampled_logp", "drawn_logp", "reference_logp", "advantage")
 
@@ -79,15 +81,25 @@ class Group:
         return type(self)(key=self.key, prompt_ids=self.prompt_ids, completions=tuple(completions))
 
 
-class NotFinite(Exception):
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Unanswered:
+    """A prompt that no completion could be drawn for."""
+
+    key: str
+    prompt_ids: tuple[int, ...]
+    completions: tuple[Completion, ...] = ()
+
+
+class NotFinite(RunStopped):
     """Something became NaN or infinite with `groups`, none where all are the same; nothing was learned from them."""
 
-    def __init__(self, what: str, groups: Sequence[Group] = ()) -> None:
+    def __init__(self, what: str, groups: Sequence[Group | Unanswered] = ()) -> None:
         super().__init__(f"{what} not finite{f' with {named(groups)}' if groups else ''}")
+        self.what = what
         self.groups = tuple(groups)
 
 
-def named(groups: Sequence[Group]) -> str:
+def named(groups: Sequence[Group | Unanswered]) -> str:
     """Keys of the first groups, and how many more there are.
 
     >>> one = Completion(token_ids=(1,), finished=True, score=1.0)

@@ -228,14 +228,16 @@ def _judge(
     """
     numbers = prepared.runtime.share(range(len(prepared.heldout)))
     prompts = [prepared.heldout[number] for number in numbers]
-    drawn = draw_answers(
-        prepared.engine,
-        prepared.encoder,
-        prompts,
-        n=n,
-        params=params,
-        seed=config.run.seed + 1,  # other numbers than the rollouts'
-        streams=numbers,
+    drawn = prepared.runtime.together(
+        lambda: draw_answers(
+            prepared.engine,
+            prepared.encoder,
+            prompts,
+            n=n,
+            params=params,
+            seed=config.run.seed + 1,  # other numbers than the rollouts'
+            streams=numbers,
+        )
     )
     rows, answers = as_answers(prepared.encoder, prompts, drawn)
     scored = scorer.score(rows, answers, counted=False)

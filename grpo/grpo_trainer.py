@@ -117,7 +117,7 @@ def train(config: GrpoConfig, *, console: Console | None = None) -> RunFolder:
     if run is None:
         print_figures(*stored_figures(folder), labels(config), console=console)
         return folder
-    with Scorer(config.rewards, config.scoring) as scorer:
+    with run, Scorer(config.rewards, config.scoring) as scorer:
         check_names(config, scorer)
         progress = make_progress(run.console, headline=HEADLINE)
         faults = FaultLog(folder.faults, progress.line, writes=run.runtime.is_main)
@@ -140,7 +140,6 @@ def train(config: GrpoConfig, *, console: Console | None = None) -> RunFolder:
             )
             write_json(folder.summary, {**judged.as_dict(), "reward_faults": fault_count, **facts})
             _show(config, judged, result, run)
-    run.runtime.close()
     return folder
 
 

@@ -16,9 +16,9 @@ import torch
 
 from groupwise.batch import pack
 from groupwise.data.text import TextEncoder
-from groupwise.groups import Completion, Group, is_informative
+from groupwise.groups import Completion, Group, NotFinite, Unanswered, is_informative
 from groupwise.model.engine import LogprobEngine, reference_logprobs
-from groupwise.model.sampling import SamplingParams, sample_completions
+from groupwise.model.sampling import SamplingParams, UnreadablePrompts, sample_completions
 from groupwise.rewards.protocol import Answer
 from groupwise.rewards.scorer import Fault, Scorer
 from groupwise.train.group_file import load_groups, save_groups
@@ -152,14 +152,16 @@ class Rollouts:
         self._asked += count
         mine = self._runtime.share([(number, self._prompts[self._order[number]]) for number in numbers])
         started = time.perf_counter()
-        drawn = draw_answers(
-            self._engine,
-            self._encoder,
-            [prompt for _, prompt in mine],
-            n=self._config.rollout.completions_per_prompt,
-            params=SamplingParams.of(self._config.sampling),
-            seed=self._config.run.seed,
-            streams=[number for number, _ in mine],
+        drawn = self._runtime.together(
+            lambda: draw_answers(
+                self._engine,
+                self._encoder,
+                [prompt for _, prompt in mine],
+                n=self._config.rollout.completions_per_prompt,
+                params=SamplingParams.of(self._config.sampling),
+                seed=self._config.run.seed,
+                streams=[number for number, _ in mine],
+            )
         )
         times["time/sample_s"] += time.perf_counter() - started
         started = time.perf_counter()
@@ -172,11 +174,13 @@ class Rollouts:
         return self._runtime.gather(scored)
 
     def _with_reference(self, groups: Sequence[Group]) -> list[Group]:
-        mine = reference_logprobs(
-            self._engine,
-            self._runtime.share(groups),
-            tokens_per_forward=self._config.run.tokens_per_forward,
-            temperature=self._config.sampling.temperature,
+        mine = self._runtime.together(
+            lambda: reference_logprobs(
+                self._engine,
+                self._runtime.share(groups),
+                tokens_per_forward=self._config.run.tokens_per_forward,
+                temperature=self._config.sampling.temperature,
+            )
         )
         return self._runtime.gather(mine)
 
@@ -253,18 +257,22 @@ def draw_answers(
     seed: int,
     streams: Sequence[int],
 ) -> list[list[Completion]]:
-    """Completions of every prompt, no longer than the model has positions."""
+    """Completions of every prompt, no longer than the model has positions. Raises NotFinite naming prompts."""
     positions = engine.policy.positions
-    return sample_completions(
-        engine,
-        [prompt.prompt_ids for prompt in prompts],
-        n=n,
-        params=params,
-        end_ids=encoder.stop_ids,
-        seed=seed,
-        streams=streams,
-        most_new_tokens=None if positions is None else [positions - len(prompt.prompt_ids) for prompt in prompts],
-    )
+    try:
+        return sample_completions(
+            engine,
+            [prompt.prompt_ids for prompt in prompts],
+            n=n,
+            params=params,
+            end_ids=encoder.stop_ids,
+            seed=seed,
+            streams=streams,
+            most_new_tokens=None if positions is None else [positions - len(prompt.prompt_ids) for prompt in prompts],
+        )
+    except UnreadablePrompts as fault:
+        unread = [Unanswered(key=prompts[i].key, prompt_ids=prompts[i].prompt_ids) for i in fault.indices]
+        raise NotFinite(fault.what, unread) from fault
 
 
 def as_answers(

@@ -1,10 +1,12 @@
 """What tests of whole runs share: comparing two runs, and stopping one."""
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from groupwise.observe.metrics import read_metrics
 from groupwise.train import loop
@@ -20,6 +22,15 @@ def digests(folder: Path) -> dict[str, str]:
 
 def timeless(metrics: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "tokens_per_second"} for row in metrics]
+
+
+def unreadable_at(position: int, model: Path, copy: Path) -> Path:
+    """A copy of a GPT-2 that gives NaN from that position on, as after a damaged download."""
+    shutil.copytree(model, copy)
+    weights = load_file(copy / "model.safetensors")
+    weights["transformer.wpe.weight"][position] = float("nan")
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    return copy
 
 
 def before_step(step: int, deed: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,10 +74,11 @@ def sample_completions(
     `most_new_tokens[i]` where that is fewer. `sampled_logp` is under the whole distribution at the temperature (1 for
     temperature 0), which is what the engine computes; `drawn_logp` is under the distribution drawn from, and only there
     where tokens were cut off. `streams[i]` numbers the random stream of prompt i (default: its place): the same
-    seed and number give the same completions.
+    seed and number give the same completions. Raises UnreadablePrompts where the network gives NaN.
     """
     drafts = [
         _Drafts(
+            index,
             _uniforms(seed, stream, n, params.max_new_tokens),
             params.max_new_tokens if most_new_tokens is None else min(most_new_tokens[index], params.max_new_tokens),
         )
@@ -93,10 +94,19 @@ def sample_completions(
     return [own.completions() for own in drafts]
 
 
+class UnreadablePrompts(NotFinite):
+    """The network gives no probabilities for what follows `prompts[i]`, i being one of `indices`."""
+
+    def __init__(self, indices: Sequence[int]) -> None:
+        super().__init__("next-token probabilities are")
+        self.indices = indices
+
+
 class _Drafts:
     """The completions of one prompt while they are written."""
 
-    def __init__(self, uniforms: Tensor, limit: int) -> None:
+    def __init__(self, index: int, uniforms: Tensor, limit: int) -> None:
+        self.index = index  # of the prompt
         self.uniforms = uniforms  # [n, max_new_tokens]
         self.limit = limit
         self.token_ids: Tensor  # [n, tokens]; filled in when decoding has ended
@@ -137,7 +147,11 @@ def _decode(
     finished_R = torch.zeros(rows, dtype=torch.bool, device=device)
     active = torch.arange(rows, device=device)
     for step in range(most):
-        token_A, logp_A, drawn_A = _draw(logits_AV, uniform_RT[active, step], params)
+        p_AV = _probabilities(logits_AV, params.temperature)
+        unreadable_A = ~torch.isfinite(p_AV[:, 0])  # one bad logit spoils the softmax of its whole row
+        if unreadable_A.any():
+            raise UnreadablePrompts(sorted({drafts[row // n].index for row in active[unreadable_A].tolist()}))
+        token_A, logp_A, drawn_A = _draw(p_AV, uniform_RT[active, step], params)
         token_RT[active, step], logp_RT[active, step] = token_A, logp_A
         if drawn_RT is not None:
             drawn_RT[active, step] = drawn_A
@@ -158,12 +172,13 @@ def _decode(
         own.length, own.finished = length_R[part].tolist(), finished_R[part].tolist()
 
 
-def _draw(logits_AV: Tensor, uniform_A: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
-    """One token per row; its log-prob under the whole distribution, and under the one drawn from."""
+def _probabilities(logits_AV: Tensor, temperature: float) -> Tensor:
     wide = logits_AV.to(torch.promote_types(logits_AV.dtype, torch.float32))
-    p_AV = (wide / params.temperature if params.temperature not in (0, 1) else wide).softmax(dim=-1)
-    if not torch.isfinite(p_AV[:, 0]).all():  # one bad logit spoils the softmax of its whole row
-        raise NotFinite("next-token probabilities are")
+    return (wide / temperature if temperature not in (0, 1) else wide).softmax(dim=-1)
+
+
+def _draw(p_AV: Tensor, uniform_A: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
+    """One token per row; its log-prob under the whole distribution, and under the one drawn from."""
     if params.temperature == 0:
         token_A = p_AV.argmax(dim=-1)
         logp_A = _log_p(p_AV, token_A)

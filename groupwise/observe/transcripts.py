@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from groupwise.groups import Group
+from groupwise.groups import Group, Unanswered
 from groupwise.observe.metrics import JsonLinesFile, read_json_lines
 
 
@@ -33,7 +33,12 @@ class TranscriptsFile(JsonLinesFile):
         self._decode = decode
 
     def append(
-        self, step: int, group: Group, *, phase: str, extra: Mapping[str, Sequence[float]] | None = None
+        self,
+        step: int,
+        group: Group | Unanswered,
+        *,
+        phase: str,
+        extra: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         """Append one group; `extra` holds one number per completion under each name ("advantage", "margin").
 

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
 
+from filelock import BaseFileLock, FileLock, Timeout
 from rich.console import Console
 
 from groupwise.config import Section
@@ -17,19 +19,57 @@ from groupwise.train.runtime import Runtime
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """An open run: its folder, its processes, and the terminal of the main one."""
+    """An open run: its folder, its processes, and the terminal of the main one.
+
+    From `begin` to the end of the `with` block nobody else can train in the folder. The lock is the operating system's:
+    it goes with the process, however that ends.
+    """
 
     folder: RunFolder
     runtime: Runtime
     console: Console
+    locks: list[BaseFileLock] = field(default_factory=list[BaseFileLock])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for lock in self.locks:
+            lock.release()
+        self.runtime.close()
 
     def begin(self, config: Section, notes: Sequence[str]) -> None:
-        """Everything is loaded and checked: make the folder, and tell what was found."""
+        """Everything is loaded and checked: make the folder, and tell what was found.
+
+        Raises UserError, on every process, when another run is being trained in the folder.
+        """
+        taken = self.runtime.any(self.runtime.is_main and not self._lock())
+        if taken:
+            raise UserError(
+                f"{self.folder.path}: another process is training in this folder; wait for it, stop it, or choose "
+                "another --run.name"
+            )
         if self.runtime.is_main:
             self.folder.create(config)
         self.runtime.wait()
         for note in notes:
             self.say(note)
+
+    def _lock(self) -> bool:
+        """Whether the folder is ours now; where the file system has no locks, that is said and nothing is noticed."""
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder.lock, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            return False
+        except NotImplementedError:
+            self.say(f"warning: {self.folder.path} lies where there are no locks; start no second process on this run")
+            return True
+        self.locks.append(lock)
+        return True
 
     def say(self, line: str) -> None:
         """A line of the main process on the terminal."""

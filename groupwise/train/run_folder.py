@@ -11,7 +11,8 @@ from groupwise.errors import UserError, listed
 from groupwise.sections import AlarmsSection, RunSection
 
 _ASIDE = ".writing-"
-_UNFINISHED_CONFIG = f"{_ASIDE}config.yaml"
+_LOCK = ".lock"
+_BEFORE_CONFIG = frozenset((_LOCK, f"{_ASIDE}config.yaml"))  # all that a run writes before its config.yaml is there
 # Keys that say how a run is watched, kept and fitted into memory, not what it computes.
 HARMLESS = frozenset(
     (
@@ -47,6 +48,11 @@ class RunFolder:
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that trains in this folder."""
+        return self.path / _LOCK
 
     @property
     def metrics(self) -> Path:
@@ -92,7 +98,7 @@ class RunFolder:
                 raise UserError(
                     f"{place}: is a file, so {self.path} cannot be made; choose another --run.folder or name"
                 )
-        if not self.path.exists() or all(file.name == _UNFINISHED_CONFIG for file in self.path.iterdir()):
+        if not self.path.exists() or all(file.name in _BEFORE_CONFIG for file in self.path.iterdir()):
             return "new", []
         another = "choose another --run.name, or delete the folder"
         if not self.config.is_file():

@@ -6,10 +6,10 @@ totals over all processes, so a sum is the exact gradient, whatever each process
 
 import importlib.util
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -17,8 +17,10 @@ from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
 
 from groupwise.errors import UserError
+from groupwise.groups import NotFinite
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Runtime:
@@ -87,6 +89,21 @@ class Runtime:
         if self.processes == 1:
             return flag
         return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
+
+    def together(self, deed: Callable[[], Result]) -> Result:
+        """The result of this process's share; raises NotFinite on all processes, with all groups, if one of them does.
+
+        The others would otherwise wait for ever for a process that is gone.
+        """
+        result, faults = None, list[NotFinite]()
+        try:
+            result = deed()
+        except NotFinite as fault:
+            faults.append(fault)
+        if self.any(bool(faults)):
+            what = self.gather([fault.what for fault in faults])[0]
+            raise NotFinite(what, self.gather([group for fault in faults for group in fault.groups]))
+        return cast(Result, result)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Give every process the summed gradient; a parameter that got none counts as zero."""

@@ -20,7 +20,7 @@ from groupwise.errors import RunStopped, UserError, exit_with_user_errors
 from groupwise.groups import NotFinite
 from groupwise.observe.metrics import read_metrics
 from tests.conftest import random_groups
-from tests.runs import assert_same_run, before_step, digests, stop_after
+from tests.runs import assert_same_run, before_step, digests, stop_after, unreadable_at
 
 CONFIG = """
 model: {path: MODEL}
@@ -216,6 +216,21 @@ def test_a_signal_finishes_the_step_and_saves(
     )
 
 
+def test_two_processes_never_train_in_one_folder(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both would append to the same files; the second one is told, and the first one is not disturbed."""
+    train_dpo.main(command(runs="straight"))
+
+    def start_another() -> None:
+        with pytest.raises(UserError, match="another process is training in this folder"):
+            train_dpo.main(command(runs="continued"))
+
+    before_step(3, start_another, monkeypatch)
+    train_dpo.main(command(runs="continued"))
+    assert digests(tmp_path / "continued/run/adapter") == digests(tmp_path / "straight/run/adapter")
+
+
 def test_a_second_signal_leaves_at_once_and_damages_nothing(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,11 +269,7 @@ def test_a_row_that_the_model_cannot_read_is_named(
     command: Command, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One position of the base is NaN, as after a damaged download; only row 7 is that long."""
-    broken = tmp_path / "broken"
-    shutil.copytree(tiny_model, broken)
-    weights = load_file(broken / "model.safetensors")
-    weights["transformer.wpe.weight"][60] = float("nan")
-    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    broken = unreadable_at(60, tiny_model, tmp_path / "broken")
     rows = [
         {"prompt": f"Film {i}.", "chosen": " Good." + "~" * 80 * (i == 7), "rejected": " Bad."} for i in range(1, 30)
     ]

@@ -10,7 +10,7 @@ from groupwise.errors import UserError, exit_with_user_errors
 from groupwise.observe.metrics import read_metrics
 from groupwise.rewards.scorer import RewardFailure
 from grpo import eval, train_grpo
-from tests.runs import assert_same_run, stop_after
+from tests.runs import assert_same_run, stop_after, unreadable_at
 
 CONFIG = """
 model: {path: MODEL}
@@ -290,3 +290,22 @@ def test_mistakes_get_one_clear_error_and_nothing_is_written(
     assert stopped.value.code == 2
     assert wanted in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_prompt_that_the_model_cannot_read_is_named(
+    command: Command, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only row 7 reaches the position that is NaN: the run stops before anything is learned from its rollout."""
+    arguments = command("--model.path", str(unreadable_at(60, tiny_model, tmp_path / "broken")))
+    prompts = (tmp_path / "prompts.jsonl").read_text().splitlines()
+    prompts[6] = json.dumps({"prompt": "We saw a film" + "~" * 80, "n": 7})
+    (tmp_path / "prompts.jsonl").write_text("\n".join(prompts) + "\n")
+    with pytest.raises(SystemExit) as left, exit_with_user_errors():
+        train_grpo.main([*arguments, "--steps", "8"])
+    message = capsys.readouterr().err
+    assert left.value.code == 3, message
+    assert "prompts.jsonl:7" in message and "prompts.jsonl:8" not in message
+    run = tmp_path / "runs" / "run"
+    (kept,) = (run / "not-finite").iterdir()
+    assert "~" in kept.read_text() and "number" not in kept.read_text()
+    assert not (run / "adapter").exists()

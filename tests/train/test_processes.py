@@ -26,8 +26,8 @@ eval: {every: 0, samples_per_prompt: 2, threshold: 0.5}
 """
 
 
-def run_processes(count: int, arguments: list[str]) -> None:
-    """Start a program in several processes as `accelerate launch --cpu` does, one thread each."""
+def run_processes(count: int, arguments: list[str], *, exit_code: int = 0) -> str:
+    """Start a program in several processes as `accelerate launch --cpu` does, one thread each; what they print."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -47,7 +47,8 @@ def run_processes(count: int, arguments: list[str]) -> None:
         for rank in range(count)
     ]
     outputs = [process.communicate(timeout=240)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * count, "\n".join(outputs)
+    assert [process.returncode for process in started] == [exit_code] * count, "\n".join(outputs)
+    return "\n".join(outputs)
 
 
 def test_the_gradient_of_a_step_is_the_same_for_each_preset(tiny_model: Path, tmp_path: Path) -> None:
@@ -63,19 +64,34 @@ def test_the_gradient_of_a_step_is_the_same_for_each_preset(tiny_model: Path, tm
         assert max(value.abs().max().item() for name, value in one.items() if name != "metrics") > 1e-6
 
 
+def small_run(tmp_path: Path, tiny_model: Path, runs: str) -> list[str]:
+    data = tmp_path / "prompts.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"We saw film number {i}."}) + "\n" for i in range(30)))
+    config = tmp_path / f"{runs}.yaml"
+    text = GRPO.replace("MODEL", str(tiny_model)).replace("DATA", str(data))
+    config.write_text(text.replace("RUNS", str(tmp_path / runs)))
+    return ["grpo/train_grpo.py", "--config", str(config)]
+
+
 @pytest.mark.parametrize("updates", ["1", "2"])
 def test_a_whole_run_is_the_same_to_rounding(tiny_model: Path, tmp_path: Path, updates: str) -> None:
     """Rollouts are shared by prompts whose random numbers are their own, so both runs see the same answers."""
-    data = tmp_path / "prompts.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"We saw film number {i}."}) + "\n" for i in range(30)))
     adapters: list[dict[str, torch.Tensor]] = []
     for count in (1, 2):
-        runs = tmp_path / f"runs{count}"
-        config = tmp_path / f"config{count}.yaml"
-        config.write_text(GRPO.replace("MODEL", str(tiny_model)).replace("DATA", str(data)).replace("RUNS", str(runs)))
-        run_processes(count, ["grpo/train_grpo.py", "--config", str(config), "--rollout.updates", updates])
-        adapters.append(load_file(runs / "run" / "adapter" / "adapter_model.safetensors"))
-        assert (runs / "run" / "summary.json").is_file()
+        run_processes(count, [*small_run(tmp_path, tiny_model, f"runs{count}"), "--rollout.updates", updates])
+        run = tmp_path / f"runs{count}" / "run"
+        adapters.append(load_file(run / "adapter" / "adapter_model.safetensors"))
+        assert (run / "summary.json").is_file()
     for name, value in adapters[0].items():
         assert torch.allclose(adapters[1][name], value, atol=2e-4), name
     assert any(value.abs().max() > 0 for name, value in adapters[0].items() if "lora_B" in name)
+
+
+def test_all_processes_skip_and_stop_together(tiny_model: Path, tmp_path: Path) -> None:
+    """A step that is infinite in one process's share is skipped by all: none waits for another for ever."""
+    arguments = small_run(tmp_path, tiny_model, "runs")
+    skip = ["--run.on_not_finite", "skip", "--run.most_skipped_steps", "1", "--rollout.updates", "3"]
+    explode = ["--optimizer.learning_rate", "1e30", "--optimizer.warmup_steps", "0"]
+    said = run_processes(2, [*arguments, *skip, *explode], exit_code=3)
+    assert "the step is skipped" in said and "step 3" in said and "newest checkpoint is" in said
+    assert len(list((tmp_path / "runs" / "run" / "not-finite").iterdir())) == 2
