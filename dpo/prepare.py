@@ -35,29 +35,15 @@ def prepare(config: DpoConfig, runtime: Runtime) -> Prepared:
     score = None if config.eval.score is None else load_score(config.eval.score, key="eval.score")
     policy = Policy.load(config.model, config.lora, seed=config.run.seed, device=runtime.device)
     data = config.data
-    encoder = TextEncoder(
-        policy.tokenizer,
-        max_prompt_tokens=data.max_prompt_tokens,
-        max_completion_tokens=data.max_completion_tokens,
-        too_long=data.too_long,
-    )
-    groups, report = load_preference_groups(
-        data.train, encoder, columns=data.columns, split=data.split, limit=data.limit, bad_rows=data.bad_rows
-    )
+    encoder = make_encoder(policy, config)
+    groups, report = load_part(data.train, data.split, encoder, config)
     reports = {"train": report}
     if data.heldout:
-        heldout, reports["heldout"] = load_preference_groups(
-            data.heldout,
-            encoder,
-            columns=data.columns,
-            split=data.heldout_split,
-            limit=data.limit,
-            bad_rows=data.bad_rows,
-        )
+        heldout, reports["heldout"] = load_part(data.heldout, data.heldout_split, encoder, config)
         heldout = heldout[: data.heldout_groups]
     else:
         groups, heldout = hold_out(groups, data.heldout_groups, seed=config.run.seed)
-    _check_positions(policy, [*groups, *heldout], config)
+    check_positions(policy, [*groups, *heldout], config)
     engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast)
     notes = [f"{part}: {line}" for part, report in reports.items() for line in report.lines()]
     notes += [*engine.notices, *precision_doubts(config.model, config.lora)]
@@ -66,7 +52,27 @@ def prepare(config: DpoConfig, runtime: Runtime) -> Prepared:
     return Prepared(engine, encoder, groups, heldout, reports, score, notes)
 
 
-def _check_positions(policy: Policy, groups: Sequence[Group], config: DpoConfig) -> None:
+def make_encoder(policy: Policy, config: DpoConfig) -> TextEncoder:
+    """The model's tokenizer with the configured limits."""
+    return TextEncoder(
+        policy.tokenizer,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        max_completion_tokens=config.data.max_completion_tokens,
+        too_long=config.data.too_long,
+    )
+
+
+def load_part(
+    sources: Sequence[str], split: str | None, encoder: TextEncoder, config: DpoConfig
+) -> tuple[list[Group], DatasetReport]:
+    """Groups of one part of the data, and the account of its rows."""
+    data = config.data
+    return load_preference_groups(
+        sources, encoder, columns=data.columns, split=split, limit=data.limit, bad_rows=data.bad_rows
+    )
+
+
+def check_positions(policy: Policy, groups: Sequence[Group], config: DpoConfig) -> None:
     """Refuse texts that are longer than the model has positions, in training or in sampling."""
     positions = policy.positions
     if positions is None:

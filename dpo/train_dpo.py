@@ -12,15 +12,20 @@ DEFAULT = Path("configs/dpo_config.yaml")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Read the command line, then train."""
+    """Read the command line, then train, or with --check look at everything and leave."""
     command = read_command_line(
         DpoConfig,
         argv,
         default_path=DEFAULT,
         description="Direct Preference Optimization: learn from preference pairs or rankings.",
         epilog="The same command again continues a run that was stopped. dpo/README.md explains every figure.",
+        flags={"check": "Look at configuration, data, model, memory and time; write and train nothing."},
     )
     # Torch and Transformers take seconds to import, and mistakes on the command line should not wait for them.
+    if "check" in command.flags:
+        from dpo.check import check
+
+        raise SystemExit(check(command.config))
     from dpo.dpo_trainer import train
 
     train(command.config)

@@ -33,11 +33,7 @@ def prepare(config: GrpoConfig, scorer: Scorer, runtime: Runtime, faults: FaultL
     quiet_libraries()
     policy = Policy.load(config.model, config.lora, seed=config.run.seed, device=runtime.device)
     data = config.data
-    encoder = TextEncoder(
-        policy.tokenizer,
-        max_prompt_tokens=data.max_prompt_tokens,
-        max_completion_tokens=config.sampling.max_new_tokens,
-    )
+    encoder = make_encoder(policy, config)
     train, report = load_prompts(data.train, encoder, data, split=data.split)
     reports = {"train": report}
     if data.heldout:
@@ -45,35 +41,44 @@ def prepare(config: GrpoConfig, scorer: Scorer, runtime: Runtime, faults: FaultL
         heldout = heldout[: data.heldout_prompts]
     else:
         train, heldout = hold_out(train, data.heldout_prompts, seed=config.run.seed)
-    _check_positions(policy, [*train, *heldout], config)
+    check_positions(policy, [*train, *heldout], config)
     everything = (*train, *heldout)
     scorer.check_rows([prompt.row for prompt in everything], [prompt.key for prompt in everything])
     engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast)
     notes = [f"{part}: {line}" for part, report in reports.items() for line in report.lines()]
-    notes += [*engine.notices, *precision_doubts(config.model, config.lora)]
-    notes += _doubts(config)
+    notes += [*engine.notices, *precisiondoubts(config.model, config.lora)]
+    notes += doubts(config)
     trained = {prompt.prompt_ids for prompt in train}
     if leaked := [prompt.key for prompt in heldout if prompt.prompt_ids in trained]:
         notes.append(f"warning: {len(leaked)} held-out prompts are trained on, for example {leaked[0]}")
     return Prepared(runtime, faults, engine, encoder, train, heldout, reports, notes)
 
 
-def _doubts(config: GrpoConfig) -> list[str]:
+def make_encoder(policy: Policy, config: GrpoConfig) -> TextEncoder:
+    """The model's tokenizer with the configured limits."""
+    return TextEncoder(
+        policy.tokenizer,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        max_completion_tokens=config.sampling.max_new_tokens,
+    )
+
+
+def doubts(config: GrpoConfig) -> list[str]:
     """Settings that are allowed and hardly meant."""
-    doubts = [
+    found = [
         f"warning: loss.preset {config.loss.preset}, but loss.{name} is {getattr(config.loss, name)}, not {value}"
         for name, value in PRESETS[config.loss.preset].items()
         if getattr(config.loss, name) != value
     ]
     if config.optimizer.warmup_steps >= config.steps:
-        doubts.append(
+        found.append(
             f"warning: optimizer.warmup_steps {config.optimizer.warmup_steps} is not less than steps {config.steps}: "
             "the learning rate is never reached"
         )
-    return doubts
+    return found
 
 
-def _check_positions(policy: Policy, prompts: Sequence[Prompt], config: GrpoConfig) -> None:
+def check_positions(policy: Policy, prompts: Sequence[Prompt], config: GrpoConfig) -> None:
     """Refuse prompts that leave no room for an answer of the configured length."""
     positions = policy.positions
     longest = max(prompts, key=lambda prompt: len(prompt.prompt_ids))

@@ -130,6 +130,16 @@ class TextEncoder:
             raise UserError(listed(problems))
         return [group.prompt_ids for group in encoded if isinstance(group, EncodedGroup)]
 
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer itself, to show ids with their special tokens."""
+        return self._tokenizer
+
+    @property
+    def turn_end(self) -> str | None:
+        """The special token that the chat template writes behind an assistant's words; None: it has none."""
+        return self._turn_end
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of ids, without special tokens: what a reward function or a reader sees."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)

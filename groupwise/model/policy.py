@@ -112,6 +112,10 @@ class Policy:
     def device(self) -> torch.device:
         return self.model.device
 
+    def networks(self) -> list[PreTrainedModel]:
+        """What is held in memory: the model, and without LoRA its frozen copy."""
+        return [self.model] if self._frozen is None else [self.model, self._frozen]
+
     @contextlib.contextmanager
     def base(self) -> Generator[None, None, None]:
         """Inside, the active network is the one that training started from; may be nested."""
@@ -196,9 +200,8 @@ class Policy:
 
         It must stay while a backward pass is due: gradient checkpointing runs the layers again there.
         """
-        for model in (self.model, self._frozen):
-            if model is not None:
-                model.set_attn_implementation(implementation)
+        for model in self.networks():
+            model.set_attn_implementation(implementation)
 
     @contextlib.contextmanager
     def own_attention(self) -> Generator[None, None, None]:

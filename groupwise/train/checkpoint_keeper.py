@@ -17,6 +17,28 @@ from groupwise.train.checkpoint import Position, delete_old, save_checkpoint
 _SLACK = 4 * 2**20  # bytes for all that is not weights and optimizer state
 
 
+def checkpoint_bytes(parameters: Mapping[str, nn.Parameter]) -> int:
+    """What one checkpoint takes: the weights and two moments of each, which is most for rmsprop."""
+    return 3 * sum(p.numel() * p.element_size() for p in parameters.values()) + _SLACK
+
+
+def check_space(folder: Path, parameters: Mapping[str, nn.Parameter], *, keep: int) -> tuple[int, int]:
+    """Bytes that a run's checkpoints will take, and bytes that are free; `folder` need not exist yet.
+
+    Raises UserError when the disk cannot hold the checkpoints of the whole run, the final weights included.
+    """
+    there = len(list(folder.glob("step-*")))
+    # The newest, the best, the one being written, and room for the final weights and the records.
+    wanted = checkpoint_bytes(parameters) * max(2, keep + 3 - there)
+    free = shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.is_dir())).free
+    if free < wanted:
+        raise UserError(
+            f"{folder}: {size_text(free)} are free and this run's checkpoints take {size_text(wanted)}; free some "
+            "space, choose another --run.folder, or lower run.keep_checkpoints"
+        )
+    return wanted, free
+
+
 class CheckpointKeeper:
     """Saves and rotates the checkpoints of one run. `say` shows a line to a person."""
 
@@ -39,20 +61,12 @@ class CheckpointKeeper:
 
     @property
     def bytes_each(self) -> int:
-        """What one checkpoint takes: the weights and two moments of each, which is most for rmsprop."""
-        return 3 * sum(p.numel() * p.element_size() for p in self._parameters.values()) + _SLACK
+        """What one checkpoint takes."""
+        return checkpoint_bytes(self._parameters)
 
     def check_space(self) -> None:
         """Raise UserError when the disk cannot hold the checkpoints of the whole run, the final weights included."""
-        there = len(list(self._folder.glob("step-*")))
-        # The newest, the best, the one being written, and room for the final weights and the records.
-        wanted = self.bytes_each * max(2, self._keep + 3 - there)
-        free = shutil.disk_usage(self._folder).free
-        if free < wanted:
-            raise UserError(
-                f"{self._folder}: {_size(free)} are free and this run's checkpoints take {_size(wanted)}; free some "
-                "space, choose another --run.folder, or lower run.keep_checkpoints"
-            )
+        check_space(self._folder, self._parameters, keep=self._keep)
 
     def tidy(self, best: int | None) -> None:
         """Delete what is too old, and what interrupted saves left; `best` is the step that stays whatever its age."""
@@ -62,7 +76,7 @@ class CheckpointKeeper:
         """Write a checkpoint and delete what is too old; says so and returns False when the disk does not take it."""
         free = shutil.disk_usage(self._folder).free
         if free < self.bytes_each:
-            return self._failed(position, f"{_size(free)} are free, {_size(self.bytes_each)} are needed")
+            return self._failed(position, f"{size_text(free)} are free, {size_text(self.bytes_each)} are needed")
         try:
             save_checkpoint(
                 self._folder, position, parameters=self._parameters, optimizer=self._optimizer, more=self._more
@@ -81,10 +95,10 @@ class CheckpointKeeper:
         return False
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
     """Bytes for people.
 
-    >>> _size(3_200_000), _size(7_000_000_000)
+    >>> size_text(3_200_000), size_text(7_000_000_000)
     ('3.2 MB', '7.0 GB')
     """
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,252 @@
+"""`python dpo/train_dpo.py --check`: all that can be known before a DPO run begins. Writes nothing, trains nothing."""
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from dpo.config import DpoConfig
+from dpo.dataset_utils import DatasetReport, overlapping_prompts
+from dpo.dpo_trainer import DpoObjective
+from dpo.eval import draw_samples
+from dpo.prepare import check_positions, hold_out, load_part, make_encoder
+from groupwise.batch import split_by_tokens
+from groupwise.data.rows import read_rows
+from groupwise.data.text import TextEncoder
+from groupwise.errors import UserError
+from groupwise.groups import Group, forward_tokens
+from groupwise.model.engine import LogprobEngine, reference_logprobs, starting_gap
+from groupwise.model.policy import Policy, precision_doubts, quiet_libraries
+from groupwise.observe.progress import duration
+from groupwise.preflight.fit import Fit, check_memory, heaviest
+from groupwise.preflight.folder import check_disk, check_folder
+from groupwise.preflight.lengths import histogram
+from groupwise.preflight.memory import sampling_bytes
+from groupwise.preflight.model import TrialStep, check_weights, trial_step
+from groupwise.preflight.report import Report
+from groupwise.preflight.texts import check_ends, check_template, marked
+from groupwise.rewards.load import Score, load_score
+from groupwise.train.loop import EpochSource
+from groupwise.train.run_folder import RunFolder
+from groupwise.train.runtime import Runtime
+
+_SHOWN = 2  # groups
+_TRIAL_PROMPTS = 8
+
+
+def check(config: DpoConfig, *, console: Console | None = None, memory: int | None = None) -> int:
+    """Look at everything, show what is found; the exit code. `memory` stands for the bytes there are, for trying out."""
+    report = Report(console or Console())
+    quiet_libraries()
+    with report.part("configuration and folder"):
+        report.ok("the configuration holds no unknown key and no value out of range")
+        report.notes(precision_doubts(config.model, config.lora))
+        check_folder(config, config.run, report)
+    score: Score | None = None
+    with report.part("model"):
+        if config.eval.score is not None:
+            score = load_score(config.eval.score, key="eval.score")
+    loaded = _load_model(config, report)
+    if loaded is None:
+        with report.part("data"):
+            _check_files(config)
+            report.warning("nothing more was checked of the data, for its tokens are the model's")
+        return report.finish()
+    runtime, policy, encoder = loaded
+    groups, heldout = _check_data(config, policy, encoder, report)
+    if not groups:
+        return report.finish()
+    with report.part("memory, loss and time"):
+        check_weights(policy, config.model.path)
+        engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast)
+        report.notes(engine.notices)
+        source = EpochSource(
+            groups, groups_per_step=config.run.groups_per_step, epochs=config.epochs, seed=config.run.seed
+        )
+        fit = _check_memory(config, engine, source, heldout, report, memory)
+        if fit.tokens is None:
+            report.warning("no forward pass was tried, for it would not fit")
+            return report.finish()
+        trial = _check_loss(config, engine, runtime, source, fit.tokens, report)
+        sampled = _check_samples(config, engine, encoder, heldout[:_TRIAL_PROMPTS], score, report)
+        _say_time(config, source, groups, heldout, trial, sampled, report)
+    return report.finish()
+
+
+def _load_model(config: DpoConfig, report: Report) -> tuple[Runtime, Policy, TextEncoder] | None:
+    """Model and tokenizer, or None, said, where they cannot be loaded."""
+    try:
+        runtime = Runtime(
+            mixed_precision=config.run.mixed_precision,
+            trackers=config.run.trackers,
+            folder=RunFolder.of(config.run).path,
+            seed=config.run.seed,
+        )
+        policy = Policy.load(config.model, config.lora, seed=config.run.seed, device=runtime.device)
+        encoder = make_encoder(policy, config)
+    except UserError as error:
+        report.error(str(error))
+        return None
+    trained = sum(p.numel() for p in policy.trainable().values())
+    everything = sum(p.numel() for p in policy.model.parameters())
+    report.ok(f"{config.model.path}: {everything:,} weights, {trained:,} of them trained, on {policy.device}")
+    try:
+        check_disk(policy, config.run, report)
+    except UserError as error:
+        report.error(str(error))
+    return runtime, policy, encoder
+
+
+def _check_files(config: DpoConfig) -> None:
+    """Whether the sources can be read at all."""
+    for source in (*config.data.train, *config.data.heldout):
+        if Path(source).suffix:
+            read_rows(source, limit=1)
+
+
+def _check_data(
+    config: DpoConfig, policy: Policy, encoder: TextEncoder, report: Report
+) -> tuple[list[Group], list[Group]]:
+    """Both parts of the data; empty where a part cannot be used."""
+    data = config.data
+    groups: list[Group] = []
+    heldout: list[Group] = []
+    with report.part("training data"):
+        groups, account = load_part(data.train, data.split, encoder, config)
+        _tell_account(account, report)
+    if data.heldout:
+        with report.part("held-out data"):
+            heldout, account = load_part(data.heldout, data.heldout_split, encoder, config)
+            heldout = heldout[: data.heldout_groups]
+            _tell_account(account, report)
+    elif groups:
+        with report.part("held-out data"):
+            groups, heldout = hold_out(groups, data.heldout_groups, seed=config.run.seed)
+            report.ok(f"{len(heldout)} groups are taken from the training data, {len(groups)} stay")
+    if not groups or not heldout:
+        return [], []
+    with report.part("texts"):
+        if leaked := overlapping_prompts(groups, heldout):
+            report.warning(f"{len(leaked)} of {len(heldout)} held-out prompts are trained on, for example {leaked[0]}")
+        else:
+            report.ok("no held-out prompt is trained on")
+        check_ends([*groups, *heldout], encoder, policy.model.config, report)
+        if encoder.tokenizer.chat_template and _holds_messages(data.train):
+            check_template(encoder, report)
+        check_positions(policy, [*groups, *heldout], config)
+        for group in groups[:_SHOWN]:
+            report.show(marked(group, encoder.tokenizer, report.console))
+    with report.part("lengths"):
+        everything = [*groups, *heldout]
+        report.show(histogram([len(g.prompt_ids) for g in everything], "prompt tokens", console=report.console))
+        lengths = [len(c.token_ids) for group in everything for c in group.completions]
+        report.show(histogram(lengths, "completion tokens", console=report.console))
+    return groups, heldout
+
+
+def _holds_messages(sources: Sequence[str]) -> bool:
+    return any(isinstance(v, list) for s in sources for row in read_rows(s, limit=1) for v in row.values.values())
+
+
+def _tell_account(account: DatasetReport, report: Report) -> None:
+    report.notes(account.lines())
+    if account.duplicate_groups:
+        report.warning(f"{account.duplicate_groups} groups are exact duplicates of others: they count twice")
+
+
+def _micro_batches(source: EpochSource, tokens: int) -> list[list[Group]]:
+    return [part for step in range(source.total_steps) for part in split_by_tokens(source.groups(step), tokens)]
+
+
+def _check_memory(
+    config: DpoConfig,
+    engine: LogprobEngine,
+    source: EpochSource,
+    heldout: Sequence[Group],
+    report: Report,
+    there: int | None,
+) -> Fit:
+    tokens = config.run.tokens_per_forward
+    state = 3 * sum(p.numel() * p.element_size() for p in engine.policy.trainable().values())
+    return check_memory(
+        engine,
+        config.optimizer,
+        lambda size: heaviest(_micro_batches(source, size)),
+        tokens=tokens,
+        sampling=sampling_bytes(
+            engine,
+            config.sampling,
+            prompts=min(config.eval.prompts, len(heldout)),
+            longest=max(len(group.prompt_ids) for group in heldout),
+            n=config.eval.samples_per_prompt,
+            state=state,
+        ),
+        several=len(_micro_batches(source, tokens)) > source.total_steps,
+        report=report,
+        there=there,
+    )
+
+
+def _check_loss(
+    config: DpoConfig, engine: LogprobEngine, runtime: Runtime, source: EpochSource, tokens: int, report: Report
+) -> TrialStep:
+    """One pass on the largest micro-batch: the loss of a policy that is its reference is ln 2."""
+    part = heaviest(_micro_batches(source, tokens))[0]
+    scored = reference_logprobs(engine, part, tokens_per_forward=tokens)
+    gap, allowed = starting_gap(engine, scored[:8])
+    if gap <= allowed:
+        report.ok(f"policy and reference agree to {gap:.1g} nats in a token's log-prob")
+    else:
+        report.error(f"policy and reference differ by {gap:.2g} nats before the first step; try model.attention repeat")
+    objective = DpoObjective(config.loss.beta, config.loss.label_smoothing)
+    trial = trial_step(objective, scored, engine=engine, runtime=runtime, report=report)
+    if abs(trial.loss - math.log(2)) > max(1e-3, 100 * engine.rounding):
+        report.error(f"the first loss is {trial.loss:.4f}, not ln 2 = 0.6931, though nothing has been learned")
+    return trial
+
+
+def _check_samples(
+    config: DpoConfig,
+    engine: LogprobEngine,
+    encoder: TextEncoder,
+    groups: Sequence[Group],
+    score: Score | None,
+    report: Report,
+) -> float:
+    """Fresh completions of a few held-out prompts and their ground-truth score; returns seconds per prompt."""
+    started = time.perf_counter()
+    samples = draw_samples(config, engine, encoder, groups, score)
+    seconds = (time.perf_counter() - started) / len(groups)
+    cut = sum(not sample.finished for sample in samples)
+    say = report.warning if cut > len(samples) // 2 else report.ok
+    say(f"{cut} of {len(samples)} fresh completions are cut at sampling.max_new_tokens {config.sampling.max_new_tokens}")
+    scores = [sample.score for sample in samples if sample.score is not None]
+    if scores and min(scores) == max(scores):
+        report.warning(f"eval.score {config.eval.score} gives all {len(scores)} fresh completions {scores[0]:g}")
+    elif scores:
+        report.ok(f"eval.score {config.eval.score}: {min(scores):.3g} to {max(scores):.3g} for fresh completions")
+    return seconds
+
+
+def _say_time(
+    config: DpoConfig,
+    source: EpochSource,
+    groups: Sequence[Group],
+    heldout: Sequence[Group],
+    trial: TrialStep,
+    seconds_per_prompt: float,
+    report: Report,
+) -> None:
+    """The trial's speed times all there is to do; forward passes alone count a third."""
+    trained, held = (sum(map(forward_tokens, part)) for part in (groups, heldout))
+    evaluations = source.total_steps // config.eval.every if config.eval.every else 0
+    learning = trained * config.epochs * trial.seconds_per_token
+    reading = (trained + held * (evaluations + 4)) * trial.seconds_per_token / 3
+    sampling = 2 * min(config.eval.prompts, len(heldout)) * seconds_per_prompt
+    report.ok(
+        f"time, very roughly: {duration(learning + reading + sampling)} for {source.total_steps} steps and "
+        f"{evaluations} evaluations (learning {duration(learning)}, reference and evaluation {duration(reading)}, "
+        f"sampling {duration(sampling)})"
+    )

@@ -1,0 +1,1 @@
+"""What `--check` finds out before a run: shared by both methods."""

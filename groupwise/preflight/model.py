@@ -1,0 +1,72 @@
+"""Is the model fit to be trained: finite weights, one real forward and backward pass. Knows no method's loss.
+
+Legend: T completion tokens.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from groupwise.errors import UserError
+from groupwise.groups import Group, forward_tokens
+from groupwise.model.engine import LogprobEngine
+from groupwise.model.policy import Policy
+from groupwise.preflight.report import Report
+from groupwise.train.objective import Objective
+from groupwise.train.runtime import Runtime
+from groupwise.train.step import accumulate_gradient
+
+
+@dataclass(frozen=True, slots=True)
+class TrialStep:
+    """What one forward and backward pass gave."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+    seconds: float
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Of a row's tokens, forward and backward."""
+        return self.seconds / self.tokens
+
+
+def check_weights(policy: Policy, path: str) -> None:
+    """Raise UserError naming a weight that is NaN or infinite."""
+    bad = [name for name, p in policy.model.named_parameters() if not bool(torch.isfinite(p).all())]
+    if bad:
+        raise UserError(
+            f"model.path: {path}: {len(bad)} weights hold NaN or infinity, such as {bad[0]}; download or convert the "
+            "model again"
+        )
+
+
+def trial_step(
+    objective: Objective, part: Sequence[Group], *, engine: LogprobEngine, runtime: Runtime, report: Report
+) -> TrialStep:
+    """One forward and backward pass on a micro-batch, as a step does it; weights stay, gradients are cleared.
+
+    Raises NotFinite where log-probs or loss are not.
+    """
+    trained = engine.policy.trainable().values()
+    tokens = sum(map(forward_tokens, part))
+    started = time.perf_counter()
+    try:
+        sums = accumulate_gradient(objective, part, engine=engine, runtime=runtime, tokens_per_forward=tokens)
+        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]).item()
+    finally:
+        for p in trained:
+            p.grad = None
+    trial = TrialStep(sums.means()["loss"], norm, tokens, time.perf_counter() - started)
+    where = f"one forward and backward pass of {tokens} tokens"
+    if not torch.isfinite(torch.tensor(norm)):
+        report.error(f"{where}: the gradient is not finite; use another model or model.dtype float32")
+    elif norm == 0:
+        report.error(f"{where}: the gradient is 0, so nothing would be learned")
+    else:
+        report.ok(f"{where}: loss {trial.loss:.4g}, gradient {norm:.4g}, {trial.seconds:.1f} s; weights are as before")
+    return trial
