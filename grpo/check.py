@@ -172,7 +172,7 @@ def _check_data(
             report.warning(f"{len(leaked)} of {len(heldout)} held-out prompts are trained on, for example {leaked[0]}")
         else:
             report.ok("no held-out prompt is trained on")
-        check_ends([_bare(prompt) for prompt in everything], encoder, policy.model.config, report)
+        check_ends([_bare(prompt) for prompt in everything], encoder, policy.model.config, report, answered=False)
         if encoder.tokenizer.chat_template and (data.chat or any(isinstance(p.row["prompt"], list) for p in train)):
             check_template(encoder, report)
         check_positions(policy, everything, config)

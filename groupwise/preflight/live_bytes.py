@@ -24,10 +24,12 @@ class LiveBytes(TorchDispatchMode):
     (4000, 8000)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, weigh: Callable[[int], int] | None = None) -> None:
+        """`weigh` turns the bytes of one storage into what it counts; None: itself."""
         super().__init__()
         self.live = 0
         self.peak = 0
+        self._weigh = weigh
         self._counted: dict[int, int] = {}
 
     def __torch_dispatch__(
@@ -52,7 +54,8 @@ class LiveBytes(TorchDispatchMode):
         if key in self._counted:
             return
         # What is first met as an argument was there before; a view of it must not count either.
-        self._counted[key] = storage.nbytes() if born_here else 0
+        size = storage.nbytes() if born_here else 0
+        self._counted[key] = size if self._weigh is None else self._weigh(size)
         self.live += self._counted[key]
         self.peak = max(self.peak, self.live)
         weakref.finalize(storage, self._forget, key).atexit = False

@@ -28,6 +28,8 @@ from groupwise.sections import OptimizerSection, SamplingSection
 from groupwise.train.optimizer import make_optimizer
 
 _CUDA_WORKSPACE = 32 * 2**20  # what cuBLAS asks for at its first product
+_OWN_PAGES = 32 * 2**20  # glibc gives larger pieces pages of their own; the others come from a heap with holes
+_HOLES = 1.6
 _FIRST_ROOM = 32  # tokens of a completion that decoding makes room for at first, then twice as many
 
 
@@ -54,19 +56,27 @@ def training_bytes(
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     twin = _without_values(engine, fake)
-    with fake, LiveBytes() as memory:
-        trained = list(twin.policy.trainable().values())
-        state = [torch.empty_like(p) for p in trained for _ in range(2 if optimizer.name == "adamw" else 1)]
+    device = engine.policy.device
+    sizes = [p.numel() * p.element_size() for p in twin.policy.trainable().values()]
+    state = sum(sizes) * (2 if optimizer.name == "adamw" else 1)
+    with fake:
         if several:
-            for p in trained:
+            state += sum(sizes)
+            for p in twin.policy.trainable().values():
                 p.grad = torch.empty_like(p)
-        batch = pack(part).to(engine.policy.device)
-        scores = twin.score(batch)
-        scores.logp_T.sum().backward()
-        del scores, batch
-        updating = memory.live + _update_bytes(trained, engine.policy.device)
-    del state
-    return max(memory.peak, updating) + (_CUDA_WORKSPACE if engine.policy.device.type == "cuda" else 0)
+        with LiveBytes(_on_heap if device.type == "cpu" else None) as memory:
+            batch = pack(part).to(device)
+            scores = twin.score(batch)
+            scores.logp_T.sum().backward()
+            del scores, batch
+    # Moving weights takes the root of a moment: of one weight after the other on a CPU, of all at once elsewhere.
+    updating = memory.live + (2 * max(sizes) if device.type == "cpu" else sum(sizes))
+    return state + max(memory.peak, updating) + (_CUDA_WORKSPACE if device.type == "cuda" else 0)
+
+
+def _on_heap(size: int) -> int:
+    """What a tensor of `size` bytes costs a process on Linux: its own pages where it is large, else a share of holes."""
+    return size if size >= _OWN_PAGES else int(size * _HOLES)
 
 
 def loaded_bytes(engine: LogprobEngine, part: Sequence[Group], optimizer: OptimizerSection) -> int:
@@ -98,12 +108,6 @@ def _without_values(engine: LogprobEngine, fake: FakeTensorMode) -> LogprobEngin
     twin = copy.copy(engine)
     twin.policy = copy.deepcopy(policy, memo)
     return twin
-
-
-def _update_bytes(trained: Sequence[Tensor], device: torch.device) -> int:
-    """What the optimizer holds while it moves weights: on a CPU one weight after the other, elsewhere all at once."""
-    sizes = [p.numel() * p.element_size() for p in trained]
-    return 2 * max(sizes) if device.type == "cpu" else sum(sizes)
 
 
 def sampling_bytes(

@@ -40,8 +40,13 @@ def _shown(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     return f"{text[: _MOST_SHOWN // 2]} ... {text[-_MOST_SHOWN // 2 :]}"
 
 
-def check_ends(groups: Sequence[Group], encoder: TextEncoder, model_config: Any, report: Report) -> None:
-    """Doubled beginnings, missing ends, and a tokenizer that ends texts otherwise than the model was taught."""
+def check_ends(
+    groups: Sequence[Group], encoder: TextEncoder, model_config: Any, report: Report, *, answered: bool = True
+) -> None:
+    """Doubled beginnings, missing ends, and a tokenizer that ends texts otherwise than the model was taught.
+
+    `answered`: the groups hold completions of the data; otherwise only their prompts are looked at.
+    """
     tokenizer = encoder.tokenizer
     begin = tokenizer.bos_token_id
     if begin is not None:
@@ -51,13 +56,14 @@ def check_ends(groups: Sequence[Group], encoder: TextEncoder, model_config: Any,
                 f"{len(doubled)} prompts begin with {tokenizer.bos_token!r} twice: {named(doubled)}; the data (or the "
                 "template of the data) writes what the tokenizer or the chat template adds: remove it from the data"
             )
-        inside = [g for g in groups if begin not in encoder.stop_ids and any(begin in c.token_ids for c in g.completions)]
+        looked_at = groups if answered and begin not in encoder.stop_ids else ()
+        inside = [group for group in looked_at if any(begin in c.token_ids for c in group.completions)]
         if inside:
             report.error(
                 f"{len(inside)} completions hold {tokenizer.bos_token!r}, which begins a text: {named(inside)}; remove "
                 "it from the data"
             )
-    completions = [completion for group in groups for completion in group.completions]
+    completions = [completion for group in groups for completion in group.completions] if answered else []
     endless = sum(completion.token_ids[-1] not in encoder.stop_ids for completion in completions)
     if endless:
         share = endless / len(completions)
