@@ -145,6 +145,37 @@ def differences(a: ConfigT, b: ConfigT) -> list[str]:
     return list(_differences(a, b, ()))
 
 
+class Setting(NamedTuple):
+    """One key of a configuration: its value as YAML, and whether that is what the schema would have put there."""
+
+    key: str
+    value: str
+    is_default: bool
+
+
+def settings(config: Section) -> list[Setting]:
+    """Every dotted key in the schema's order.
+
+    >>> class Config(Section):
+    ...     name: str
+    ...     seed: int = 0
+    >>> settings(Config(name="a"))
+    [Setting(key='name', value='a', is_default=False), Setting(key='seed', value='0', is_default=True)]
+    """
+    return list(_settings(config, ()))
+
+
+def _settings(section: Section, path: KeyPath) -> Iterator[Setting]:
+    plain = section.model_dump(mode="json")
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section) and type(value).model_fields:
+            yield from _settings(value, (*path, name))
+        else:
+            default = field.get_default(call_default_factory=True, validated_data={})
+            yield Setting(_dotted((*path, name)), _flow(plain[name]), value == default)
+
+
 # --- the schema: which keys exist ------------------------------------------------------------------------------------
 
 

@@ -181,7 +181,14 @@ class RunSection(Section):
     most_skipped_steps: int = Field(default=3, ge=0, description="skip: steps that are let pass before the run stops")
     log_every: int = Field(default=1, ge=1, description="optimizer steps between lines in metrics.jsonl")
     transcripts_every: int = Field(
-        default=20, ge=0, description="optimizer steps between groups written as text; 0: never"
+        default=1, ge=0, description="optimizer steps between steps whose groups are written as text; 0: never"
+    )
+    transcripts_groups: int = Field(
+        default=4, ge=1, description="groups of such a step that are written, and as many that it passed over"
+    )
+    report: bool = Field(default=True, description="write report.html after every evaluation, and at the end")
+    adapter_from: Literal["best", "last"] = Field(
+        default="best", description="best: the step best on held-out data, if better than the last beyond chance"
     )
     mixed_precision: Literal["no", "bf16"] = Field(
         default="no", description="bf16: forward passes in bfloat16, weights as they are"

@@ -93,12 +93,7 @@ def load_checkpoint(
     Raises UserError when the files are whole but are not those of this run.
     """
     try:
-        weights = load_file(checkpoint / "weights.safetensors")
-        if set(weights) != set(parameters):
-            raise ValueError("it holds other parameters than this model trains")
-        with torch.no_grad():
-            for name, p in parameters.items():
-                p.copy_(weights[name])
+        load_weights(checkpoint, parameters)
         _restore_optimizer(optimizer, list(parameters), load_file(checkpoint / "optimizer.safetensors"))
         state = json.loads((checkpoint / "state.json").read_text())
         _restore_generators(load_file(checkpoint / "generators.safetensors"), state["python_random"])
@@ -108,6 +103,16 @@ def load_checkpoint(
             f"{checkpoint}: is no checkpoint of this run: {type(error).__name__}: {error}; delete it, and the one "
             "before it is used"
         ) from error
+
+
+def load_weights(checkpoint: Path, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Put the weights of a checkpoint into the parameters; raises ValueError when it holds others."""
+    weights = load_file(checkpoint / "weights.safetensors")
+    if set(weights) != set(parameters):
+        raise ValueError("it holds other parameters than this model trains")
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(weights[name])
 
 
 def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
