@@ -17,6 +17,7 @@ from dpo.losses import dpo_loss, implicit_rewards
 from dpo.prepare import Prepared, prepare
 from dpo.report import DRIFTING, LEARNING, WATCHED, record
 from groupwise.batch import GroupBatch
+from groupwise.config import settings
 from groupwise.errors import RunStopped
 from groupwise.groups import Group, NotFinite, fingerprint
 from groupwise.model.engine import LogprobEngine, TokenScores, starting_gap
@@ -141,7 +142,7 @@ def _learn(config: DpoConfig, prepared: Prepared, base_model: str, run: Run) -> 
     _check_start(engine, heldout[:8])
     source = EpochSource(trained, groups_per_step=section.groups_per_step, epochs=config.epochs, seed=section.seed)
     held_out = HeldOut(heldout, beta=config.loss.beta, tokens_per_forward=section.tokens_per_forward)
-    run.runtime.start_trackers("dpo", {"config": str(run.folder.config)})
+    run.runtime.start_trackers("dpo", {one.key: one.value for one in settings(config)})
     return fit(
         DpoObjective(config.loss.beta, config.loss.label_smoothing),
         source,

@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from groupwise.batch import GroupBatch
+from groupwise.config import settings
 from groupwise.model.engine import TokenScores
 from groupwise.observe.alarms import Alarms
 from groupwise.observe.figure import learning_curve
@@ -164,7 +165,7 @@ def _learn(
     objective = GrpoObjective(
         config.loss, config.sampling.temperature, config.loss.constant_length or config.sampling.max_new_tokens
     )
-    run.runtime.start_trackers("grpo", {"config": str(run.folder.config)})
+    run.runtime.start_trackers("grpo", {one.key: one.value for one in settings(config)})
     result = fit(
         objective,
         source,
