@@ -53,7 +53,7 @@ class PromptForm:
     def lines(self) -> list[str]:
         """What a person should know about it."""
         if self.chat:
-            said = ["your text is a message in the model's chat template; the conversation so far is part of the prompt"]
+            said = ["your text is a message in the chat template; the conversation so far stands in front of it"]
         else:
             said = ["the model continues your text, as in training; each text stands alone, nothing is remembered"]
         if self.template != "{prompt}":

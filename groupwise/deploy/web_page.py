@@ -45,7 +45,7 @@ def open_page(speaker: Speaker, dice: Dice, *, title: str, port: int | None = No
         turns = gr.State(list[Turn]())
         with gr.Row():
             columns = [
-                gr.Textbox(label=voice, elem_id=voice, lines=16, max_lines=30, interactive=False, autoscroll=True)
+                gr.Textbox(label=voice, elem_id=voice, lines=12, max_lines=30, interactive=False, autoscroll=True)
                 for voice in VOICES
             ]
         typed = gr.Textbox(label="your text", elem_id="typed", lines=2, max_lines=8, submit_btn="send")
@@ -92,9 +92,7 @@ def open_page(speaker: Speaker, dice: Dice, *, title: str, port: int | None = No
             api_visibility="private",
             show_progress="hidden",
         )
-        forget.click(
-            lambda: ("", "", list[Turn](), ""), None, [*columns, turns, said], api_visibility="private"
-        )
+        forget.click(lambda: ("", "", list[Turn](), ""), None, [*columns, turns, said], api_visibility="private")
     try:
         page.launch(
             server_name=HOST,
@@ -104,6 +102,8 @@ def open_page(speaker: Speaker, dice: Dice, *, title: str, port: int | None = No
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
             ssr_mode=False,
             footer_links=[],
+            mcp_server=False,
+            enable_monitoring=False,
             quiet=True,
         )
     except OSError as error:
