@@ -12,6 +12,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,8 +97,9 @@ def load_speaker(folder: RunFolder, config: Config, prompts: str) -> "Speaker":
     chat = bears_chat_template(encoder, held_out) if prompts == "auto" else prompts == "chat"
     if chat and not encoder.has_chat_template:
         raise UserError(f"--prompts chat: the tokenizer of {config.model.path} has no chat template; use text")
-    asked = {"template": config.data.template, "system": config.data.system} if isinstance(config, GrpoConfig) else {}
-    form = PromptForm(chat=chat, ending="" if chat else common_ending(held_out), **asked)
+    form = PromptForm(chat=chat, ending="" if chat else common_ending(held_out))
+    if isinstance(config, GrpoConfig):
+        form = replace(form, template=config.data.template, system=config.data.system)
     engine = LogprobEngine(trained.policy, config.model.attention, autocast=trained.runtime.autocast)
     return Speaker(engine, encoder, form, SamplingParams.of(config.sampling))
 
@@ -105,7 +107,7 @@ def load_speaker(folder: RunFolder, config: Config, prompts: str) -> "Speaker":
 def typed_lines() -> Iterator[str]:
     """What a person types, line by line, with a history and editing where the system has them."""
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  pyright: ignore[reportUnusedImport]
+        import readline as _  # noqa: F401  editing and history come with its import
     while True:
         try:
             yield input("> ")

@@ -5,7 +5,7 @@ Tests that need one are skipped, with the reason, where Playwright or a Chromium
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ ARGUMENTS = (
 
 
 @contextlib.contextmanager
-def chromium_page() -> Iterator[tuple[Any, list[str]]]:
+def chromium_page() -> Generator[tuple[Any, list[str]], None, None]:
     """A fresh Playwright page, and the addresses outside this machine that it asked for (they are refused).
 
     Files (`file://`), data inside a page and 127.0.0.1 are let through.

@@ -73,8 +73,9 @@ def open_page(speaker: Speaker, dice: Dice, *, title: str, port: int | None = No
                         except StopIteration as end:
                             answers[voice] = end.value
                             break
-                        now = Turn(prompt, chosen, answers | {voice: Answer(text, 0)})
-                        yield *_shown([*before, now]), before, prompt, f"the {voice} model answers"
+                        so_far: dict[Voice, Answer] = {**answers, voice: Answer(text, tokens=0)}
+                        shown = _shown([*before, Turn(prompt, chosen, so_far)])
+                        yield *shown, before, prompt, f"the {voice} model answers"
             except UserError as error:
                 yield *_shown(before), before, prompt, printable(str(error))
                 return

@@ -1,7 +1,7 @@
 """The page in a real browser: two answers side by side, shown as text, and nothing fetched from elsewhere."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ HOSTILE = "<script>document.title = 'owned'</script><img src=x onerror=\"documen
 
 
 @contextmanager
-def opened(speaker: Speaker, *, title: str = "a run") -> Iterator[tuple[Any, list[str]]]:
+def opened(speaker: Speaker, *, title: str = "a run") -> Generator[tuple[Any, list[str]], None, None]:
     """The page in a browser, and what it asked other machines for."""
     pytest.importorskip("gradio", reason="gradio is not installed")
     from groupwise.deploy.web_page import open_page
