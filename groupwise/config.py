@@ -81,6 +81,19 @@ def load_config(schema: type[ConfigT], path: Path, overrides: Sequence[str] = ()
     return _load(schema, pairs, reading)
 
 
+def load_matching_config(schemas: Sequence[type[ConfigT]], path: Path) -> ConfigT:
+    """Read a YAML file that one of several schemas describes: by the one that knows most of its sections.
+
+    Raises UserError as `load_config` does.
+    """
+    try:
+        written: object = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, ValueError, yaml.YAMLError):  # said better by whichever schema then reads the file
+        written = None
+    keys = set(cast(Mapping[object, object], written)) if isinstance(written, Mapping) else set[object]()
+    return load_config(max(schemas, key=lambda schema: len(keys & set(schema.model_fields))), path)
+
+
 def read_command_line(
     schema: type[ConfigT],
     argv: Sequence[str],

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from groupwise.errors import UserError
 from groupwise.observe.metrics import read_json_lines
 from groupwise.observe.statistics import Figure, paired_difference
 
@@ -43,7 +44,10 @@ class PromptSamples:
 
 
 def read_samples(path: Path) -> list[PromptSamples]:
-    """All prompts of a `samples.jsonl`; none where the file is not there. Errors as in `read_json_lines`."""
+    """All prompts of a `samples.jsonl`; none where the file is not there.
+
+    Raises UserError as `read_json_lines` does, and naming a row that no run wrote.
+    """
     if not path.is_file():
         return []
 
@@ -51,8 +55,15 @@ def read_samples(path: Path) -> list[PromptSamples]:
         greedy = part.get("greedy")
         return Answers([Sample(**one) for one in part["sampled"]], None if greedy is None else Sample(**greedy))
 
+    found: list[PromptSamples] = []
     rows: list[dict[str, Any]] = read_json_lines(path)
-    return [PromptSamples(row["key"], row["prompt"], answers(row["before"]), answers(row["after"])) for row in rows]
+    for number, row in enumerate(rows, start=1):
+        try:
+            one = PromptSamples(row["key"], row["prompt"], answers(row["before"]), answers(row["after"]))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(f"{path}:{number}: is not what a run writes; run eval.py again on the run") from error
+        found.append(one)
+    return found
 
 
 def mean_of(answers: Answers, value: Callable[[Sample], float | None]) -> float | None:

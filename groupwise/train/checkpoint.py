@@ -77,11 +77,11 @@ def save_checkpoint(
     manifest = {file.name: _sha256(file) for file in sorted(aside.iterdir())}
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     for file in aside.iterdir():
-        _sync(file)
-    _sync(aside)
+        sync(file)
+    sync(aside)
     shutil.rmtree(target, ignore_errors=True)
     aside.rename(target)
-    _sync(folder)
+    sync(folder)
     return target
 
 
@@ -229,7 +229,7 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Return once a file's bytes, or a folder's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
