@@ -1,11 +1,9 @@
 """What the report shows of a preference run: its curves by question, what a held-out pair must do, what decides."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from dpo.config import DpoConfig
 from dpo.eval import LABELS
-from groupwise.config import load_config
 from groupwise.observe.alarms import Watched
 from groupwise.observe.figure import Panel
 from groupwise.report.method import Method
@@ -62,13 +60,7 @@ METHOD = Method(
 )
 
 
-def read(path: Path) -> RunRecord:
-    """A preference run as far as it got. Raises UserError for what is none."""
-    folder = RunFolder(path)
-    return record(folder, load_config(DpoConfig, folder.config))
-
-
 def record(folder: RunFolder, config: DpoConfig) -> RunRecord:
-    """The same of a run whose configuration is known."""
+    """A run as far as it got. Raises UserError for what is none."""
     method = replace(METHOD, watched=replace(WATCHED, beta=config.loss.beta))
     return read_run(folder, method, config, config.alarms)

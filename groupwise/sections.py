@@ -54,7 +54,7 @@ class OptimizerSection(Section):
     """How weights move."""
 
     name: Literal["adamw", "rmsprop"] = Field(default="adamw", description="the DPO paper used rmsprop")
-    learning_rate: float = Field(default=1e-6, gt=0, description="after warm-up")
+    learning_rate: float = Field(default=1e-6, ge=0, description="after warm-up; 0: a control run that learns nothing")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="adamw: decay of the two moments")
     alpha: float = Field(default=0.99, gt=0, lt=1, description="rmsprop: decay of the squared gradient")
     epsilon: float = Field(default=1e-8, gt=0, description="added to the denominator")

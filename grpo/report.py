@@ -1,9 +1,7 @@
 """What the report shows of a group-relative run: its curves by question, when a prompt is passed, what decides."""
 
 from dataclasses import replace
-from pathlib import Path
 
-from groupwise.config import load_config
 from groupwise.observe.alarms import Watched
 from groupwise.observe.figure import Panel
 from groupwise.report.method import Method
@@ -65,14 +63,8 @@ METHOD = Method(
 )
 
 
-def read(path: Path) -> RunRecord:
-    """A group-relative run as far as it got. Raises UserError for what is none."""
-    folder = RunFolder(path)
-    return record(folder, load_config(GrpoConfig, folder.config))
-
-
 def record(folder: RunFolder, config: GrpoConfig) -> RunRecord:
-    """The same of a run whose configuration is known."""
+    """A run as far as it got. Raises UserError for what is none."""
     n = config.eval.samples_per_prompt
     method = replace(METHOD, labels=labels(config), shares=METHOD.shares | {f"pass@{n}", f"maj@{n}"})
     return read_run(folder, method, config, config.alarms)

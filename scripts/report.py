@@ -11,14 +11,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 import dpo.report
 import grpo.report
+from dpo.config import DpoConfig
+from groupwise.config import load_matching_config
 from groupwise.errors import UserError, exit_with_user_errors, listed
 from groupwise.report.compare import write_comparison
 from groupwise.report.page import write_report
 from groupwise.report.record import RunRecord
+from groupwise.train.run_folder import RunFolder
+from grpo.config import GrpoConfig
 
 
 def main(argv: Sequence[str]) -> None:
@@ -40,15 +42,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def read_any(path: Path) -> RunRecord:
-    """A run of either method: only group-relative ones have a rollout."""
-    config = path / "config.yaml"
-    if not config.is_file():
-        raise UserError(f"{config}: is missing, so {path} is no run's folder")
-    try:
-        keys = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{config}: cannot be read: {error}") from error
-    return (grpo.report if isinstance(keys, dict) and "rollout" in keys else dpo.report).read(path)
+    """A run of either method."""
+    folder = RunFolder(path)
+    if not folder.config.is_file():
+        raise UserError(f"{folder.config}: is missing, so {path} is no run's folder")
+    config = load_matching_config((DpoConfig, GrpoConfig), folder.config)
+    return (
+        dpo.report.record(folder, config) if isinstance(config, DpoConfig) else grpo.report.record(folder, config)
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.browser import chromium_page
 
 from dpo.config import DpoConfig
 from groupwise.config import load_config
@@ -15,6 +14,7 @@ from groupwise.deploy.speaker import Dice, Speaker
 from groupwise.errors import UserError
 from groupwise.train.run_folder import RunFolder
 from scripts.chat import load_speaker
+from tests.browser import chromium_page
 from tests.deploy.parrot import Parrot, as_speaker
 
 HOSTILE = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\"> **b** \x1b[2J"

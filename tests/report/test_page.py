@@ -13,8 +13,8 @@ from groupwise.report.curves import MOST_POINTS, thinned
 from groupwise.report.page import write_report
 from groupwise.report.prompts import word_differences
 from groupwise.report.transcripts import spread_transcripts
-from grpo.report import read
 from scripts import report
+from scripts.report import read_any as read
 from tests.browser import chromium_page
 from tests.report.runs import HOSTILE, grpo_run
 
