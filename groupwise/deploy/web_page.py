@@ -37,6 +37,7 @@ def open_page(speaker: Speaker, dice: Dice, *, title: str, port: int | None = No
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     import gradio as gr
+    from gradio import themes
 
     form = speaker.form
     with gr.Blocks(title=title, analytics_enabled=False) as page:
@@ -100,7 +101,7 @@ def open_page(speaker: Speaker, dice: Dice, *, title: str, port: int | None = No
             server_port=port,
             share=False,
             prevent_thread_lock=True,
-            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+            theme=themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
             ssr_mode=False,
             footer_links=[],
             mcp_server=False,
