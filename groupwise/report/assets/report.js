@@ -181,6 +181,10 @@
   let onlyWay = "", rows = [];
   function drawWays() {
     if (!canvas || !data.ways) return;
+    const every = Math.ceil(data.ways.steps.length / (canvas.parentElement.clientWidth / 60));
+    document.getElementById("waysteps").replaceChildren(
+      ...data.ways.steps.map((step, i) => element("span", i % every === 0 ? step : "")),
+    );
     rows = data.ways.rows.filter((row) => !onlyWay || row.way === onlyWay);
     const columns = data.ways.steps.length, ratio = window.devicePixelRatio || 1;
     const across = canvas.parentElement.clientWidth, down = Math.max(1, rows.length) * ROW;
