@@ -71,7 +71,11 @@ def read_run(folder: RunFolder, method: Method, config: Section, alarms: AlarmsS
 def _summary(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
+    remedy = "dpo/eval.py or grpo/eval.py on the run writes it again"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path}: is no JSON: {error}; run dpo/eval.py or grpo/eval.py again") from error
+        raise UserError(f"{path}: is no JSON: {error}; {remedy}") from error
+    if missing := [name for name in ("verdict", "before", "after") if name not in summary]:
+        raise UserError(f"{path}: holds no {' and no '.join(missing)}; {remedy}")
+    return summary

@@ -115,6 +115,11 @@ def load_weights(checkpoint: Path, parameters: Mapping[str, nn.Parameter]) -> No
             p.copy_(weights[name])
 
 
+def is_complete(checkpoint: Path) -> bool:
+    """Whether the folder is there and its manifest verifies."""
+    return checkpoint.is_dir() and _fault(checkpoint) is None
+
+
 def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose manifest verifies, and a line about each newer one that was passed over."""
     passed_over: list[str] = []

@@ -12,7 +12,10 @@ from groupwise.observe.statistics import Figure, paired_difference
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The step whose weights are handed over; `gain` is what the best step has over the last, None if they are one."""
+    """The step whose weights are handed over.
+
+    `gain` is what the best step has over the last; None where they are one, or where no prompt was judged at both.
+    """
 
     step: int
     best: int
@@ -21,14 +24,17 @@ class Choice:
 
     def line(self, name: str) -> str:
         """The decision in words; `name` is the figure it rests on."""
-        if self.gain is None:
+        if self.best == self.last:
             return f"held-out {name} is best at the last step, {self.last}; the adapter is that step's"
+        if self.gain is None:
+            return f"held-out {name} was not measured at the last step, whose weights are the adapter"
         gain = f"{self.gain.value:+.4g} (95 % interval {self.gain.low:.4g} to {self.gain.high:.4g})"
         if self.step == self.best:
             return (
                 f"held-out {name} was best at step {self.best}, by {gain} over the last one: the adapter is that step's"
             )
-        reason = "no significant difference" if self.gain.low <= 0 else "run.adapter_from is last"
+        kept = "run.adapter_from is last, or the checkpoint is not there"
+        reason = "no significant difference" if self.gain.low <= 0 else kept
         return (
             f"held-out {name} was best at step {self.best} of {self.last}, by {gain}: {reason}, so the adapter is the "
             "last step's"
@@ -54,6 +60,8 @@ def choose(evaluations: Sequence[Evaluated], name: str, *, best: int, last: int,
     by_step = {one.step: one.values[name] for one in evaluations}
     earlier, later = by_step[best], by_step[last]
     keys = [key for key, value in later.items() if value is not None and earlier.get(key) is not None]
+    if not keys:
+        return Choice(last, best, last, None)
     before, after = [later[key] for key in keys], [earlier[key] for key in keys]
     gain = paired_difference([v for v in before if v is not None], [v for v in after if v is not None])
     return Choice(best if allowed and gain.low > 0 else last, best, last, gain)

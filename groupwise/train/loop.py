@@ -22,7 +22,7 @@ from groupwise.observe.metrics import JsonLinesFile, MetricsFile, read_metrics
 from groupwise.observe.progress import Progress
 from groupwise.observe.transcripts import TranscriptsFile
 from groupwise.sections import OptimizerSection, RunSection
-from groupwise.train.checkpoint import Position, load_checkpoint, load_weights, newest_complete, step_name
+from groupwise.train.checkpoint import Position, is_complete, load_checkpoint, load_weights, newest_complete, step_name
 from groupwise.train.checkpoint_keeper import CheckpointKeeper
 from groupwise.train.choice import Choice, choose
 from groupwise.train.interrupt import StopSignals
@@ -342,11 +342,12 @@ def _put_back_the_best(
     """Decide between the last step and the best one, whose weights are put back where they are better."""
     if position.best_step is None:
         return None
-    choice = choose(
-        read_heldout(folder.heldout), best, best=position.best_step, last=position.step, allowed=allowed
-    )
+    kept = folder.checkpoints / step_name(position.best_step)
+    evaluations = read_heldout(folder.heldout)
+    allowed &= is_complete(kept)
+    choice = choose(evaluations, best, best=position.best_step, last=position.step, allowed=allowed)
     if choice.step != choice.last:
-        load_weights(folder.checkpoints / step_name(choice.step), parameters)
+        load_weights(kept, parameters)
     return choice
 
 

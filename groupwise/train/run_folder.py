@@ -18,7 +18,7 @@ HARMLESS = frozenset(
     (
         "model.gradient_checkpointing", "run.resume", "run.log_every", "run.keep_checkpoints", "run.checkpoint_every",
         "run.tokens_per_forward", "run.trackers", "run.report", "run.transcripts_every", "run.transcripts_groups",
-        "run.adapter_from", "sampling.rows_at_once", "scoring.workers",
+        "sampling.rows_at_once", "scoring.workers",
         "scoring.load_limit", "scoring.fail_after", "run.on_not_finite", "run.most_skipped_steps",
         "scoring.environment",
         *(f"alarms.{name}" for name in AlarmsSection.model_fields),
