@@ -87,10 +87,10 @@ def load_matching_config(schemas: Sequence[type[ConfigT]], path: Path) -> Config
     Raises UserError as `load_config` does.
     """
     try:
-        written: object = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, ValueError, yaml.YAMLError):  # said better by whichever schema then reads the file
-        written = None
-    keys = set(cast(Mapping[object, object], written)) if isinstance(written, Mapping) else set[object]()
+        root = None
+    keys = {key.value for key, _ in root.value} if isinstance(root, yaml.MappingNode) else set[object]()
     return load_config(max(schemas, key=lambda schema: len(keys & set(schema.model_fields))), path)
 
 
