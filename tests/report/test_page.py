@@ -16,7 +16,7 @@ from groupwise.report.transcripts import spread_transcripts
 from scripts import report
 from scripts.report import read_any as read
 from tests.browser import chromium_page
-from tests.report.runs import HOSTILE, grpo_run
+from tests.report.made_runs import HOSTILE, grpo_run
 
 
 def data_of(page: str) -> dict[str, Any]:
