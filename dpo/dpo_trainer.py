@@ -12,24 +12,27 @@ from rich.console import Console
 from torch import Tensor
 
 from dpo.config import DpoConfig
-from dpo.eval import LABELS, HeldOut, before_and_after, held_out_metrics
+from dpo.eval import LABELS, HeldOut, before_and_after, evaluate
 from dpo.losses import dpo_loss, implicit_rewards
 from dpo.prepare import Prepared, prepare
+from dpo.report import DRIFTING, LEARNING, WATCHED, record
 from groupwise.batch import GroupBatch
+from groupwise.config import settings
 from groupwise.errors import RunStopped
 from groupwise.groups import Group, NotFinite, fingerprint
 from groupwise.model.engine import LogprobEngine, TokenScores, starting_gap
 from groupwise.model.reference_cache import cached_reference
-from groupwise.observe.alarms import Alarms, Watched
-from groupwise.observe.figure import Panel, learning_curve
+from groupwise.observe.alarms import Alarms
+from groupwise.observe.figure import learning_curve
 from groupwise.observe.metrics import MetricSums
 from groupwise.observe.progress import make_progress
+from groupwise.report.renew import renew_report
 from groupwise.train.loop import EpochSource, FitResult, fit
 from groupwise.train.objective import StepTotals
 from groupwise.train.offenders import keep_offenders
 from groupwise.train.run import Run, open_run
 from groupwise.train.run_folder import RunFolder, write_json
-from groupwise.train.summary import as_json, print_figures, print_health, run_facts, stored_figures
+from groupwise.train.summary import print_figures, print_health, run_facts, stored_figures
 
 CACHE = Path("data/processed")
 PAIR_METRICS = (
@@ -40,7 +43,6 @@ PAIR_METRICS = (
     "logps/chosen",
     "logps/rejected",
 )
-WATCHED = Watched(spikes=("loss", "grad_norm"), held_out="eval/rewards/accuracies", trained="rewards/accuracies")
 HEADLINE = (
     "loss",
     "rewards/accuracies",
@@ -51,23 +53,6 @@ HEADLINE = (
     "eval/rewards/accuracies",
     "tokens_per_second",
 )
-PANELS = (
-    Panel(title="Loss", y_label="nats per pair", lines={"loss": "loss"}, reference=0.6931, reference_label="ln 2"),
-    Panel(
-        title="Pairs ranked as labelled", y_label="share of pairs", lines={"accuracy": "rewards/accuracies"},
-        limits=(None, 1.0),
-    ),
-    Panel(
-        title="Implicit rewards", y_label="beta x log-ratio (no unit)",
-        lines={"chosen": "rewards/chosen", "rejected": "rewards/rejected"},
-    ),
-    Panel(
-        title="Log-probs of whole completions", y_label="nats",
-        lines={"chosen": "logps/chosen", "rejected": "logps/rejected"},
-    ),
-)  # fmt: skip
-
-
 @dataclass(frozen=True, slots=True)
 class DpoObjective:
     """Mean DPO loss over all preference pairs of the step."""
@@ -157,7 +142,7 @@ def _learn(config: DpoConfig, prepared: Prepared, base_model: str, run: Run) -> 
     _check_start(engine, heldout[:8])
     source = EpochSource(trained, groups_per_step=section.groups_per_step, epochs=config.epochs, seed=section.seed)
     held_out = HeldOut(heldout, beta=config.loss.beta, tokens_per_forward=section.tokens_per_forward)
-    run.runtime.start_trackers("dpo", {"config": str(run.folder.config)})
+    run.runtime.start_trackers("dpo", {one.key: one.value for one in settings(config)})
     return fit(
         DpoObjective(config.loss.beta, config.loss.label_smoothing),
         source,
@@ -168,8 +153,9 @@ def _learn(config: DpoConfig, prepared: Prepared, base_model: str, run: Run) -> 
         folder=run.folder,
         progress=make_progress(run.console, headline=HEADLINE),
         title=f"DPO of {config.model.path}",
-        evaluate=lambda step: held_out_metrics(engine, held_out),
+        evaluate=lambda step: evaluate(engine, held_out),
         evaluate_every=config.eval.every,
+        evaluated=lambda: renew_report(section, lambda: record(run.folder, config), run.say),
         identity={
             "base model": base_model,
             "training data": fingerprint(trained, scores=True),
@@ -193,10 +179,12 @@ def _finish(config: DpoConfig, prepared: Prepared, base_model: str, result: FitR
     """Adapter, held-out figures before and after, summary and learning curve."""
     folder = run.folder
     prepared.engine.policy.save(folder.adapter)
-    learning_curve(folder.metrics, folder.curve, panels=PANELS, title=f"DPO: {folder.path.name}")
-    before, after = before_and_after(
+    panels = (*LEARNING[:2], *DRIFTING[:2])
+    learning_curve(folder.metrics, folder.curve, panels=panels, title=f"DPO: {folder.path.name}")
+    compared = before_and_after(
         config, prepared.engine, prepared.encoder, prepared.heldout, prepared.score, folder=folder
     )
+    judged = compared.as_dict(folder, [alarm.name for alarm in result.alarms])
     facts = run_facts(
         result,
         attention=prepared.engine.method,
@@ -205,8 +193,9 @@ def _finish(config: DpoConfig, prepared: Prepared, base_model: str, result: FitR
         sources=(*config.data.train, *config.data.heldout),
         reports={part: report.as_dict() for part, report in prepared.reports.items()},
     )
-    write_json(folder.summary, {"before": as_json(before), "after": as_json(after), **facts})
-    print_figures(before, after, LABELS, console=run.console)
-    print_health(result, run.say)
-    for line in (f"adapter: {folder.adapter}", f"summary: {folder.summary}", f"learning curve: {folder.curve}"):
+    write_json(folder.summary, {**judged, **facts})
+    print_figures(compared.before, compared.after, LABELS, console=run.console)
+    print_health(result, judged, run.say)
+    renew_report(config.run, lambda: record(folder, config), run.say)
+    for line in (f"adapter: {folder.adapter}", f"summary: {folder.summary}", f"report: {folder.report}"):
         run.say(line)

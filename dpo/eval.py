@@ -7,7 +7,7 @@ Legend: R completions, K pairs.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from rich.console import Console
 
 from dpo.config import DpoConfig
 from dpo.prepare import prepare
+from dpo.verdict import judge
 from groupwise.batch import pack, split_by_tokens, unpack_tokens
 from groupwise.config import load_config
 from groupwise.data.text import TextEncoder
@@ -23,6 +24,8 @@ from groupwise.errors import exit_with_user_errors
 from groupwise.groups import Group, NotFinite, ordered_pairs
 from groupwise.model.engine import LogprobEngine, reference_logprobs, sequence_logratios
 from groupwise.model.sampling import SamplingParams, sample_completions
+from groupwise.observe.heldout import Evaluation
+from groupwise.observe.samples import read_samples
 from groupwise.observe.statistics import mean_interval, share_interval
 from groupwise.rewards.load import Score
 from groupwise.train.run import restore_trained
@@ -65,9 +68,23 @@ class Sample:
     logratio: float
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Figures before and after, and the share of pairs ranked as labelled after, group by group."""
+
+    before: Figures
+    after: Figures
+    accuracies: Sequence[float]
+
+    def as_dict(self, folder: RunFolder, alarms: Sequence[str]) -> dict[str, object]:
+        """What summary.json holds of it; samples.jsonl is read for the verdict."""
+        decided = judge(self.before, self.after, read_samples(folder.samples), self.accuracies, alarms)
+        return {"verdict": decided.as_dict(), "before": as_json(self.before), "after": as_json(self.after)}
+
+
 @torch.no_grad()
-def pair_figures(engine: LogprobEngine, held_out: HeldOut) -> Figures:
-    """Implicit-reward accuracy and margin and the log-probs, under the active network, with 95 % intervals.
+def judge_pairs(engine: LogprobEngine, held_out: HeldOut) -> dict[str, list[float]]:
+    """Implicit-reward accuracy and margin and the log-probs of every held-out group, under the active network.
 
     A tie counts half, so a policy that equals its reference has an accuracy of 0.5: chance, and not a failure.
     Pairs of one group are not independent: each group counts with the mean over its pairs. Raises NotFinite.
@@ -94,16 +111,25 @@ def pair_figures(engine: LogprobEngine, held_out: HeldOut) -> Figures:
             per_group["logps/chosen"].append(_mean([logps[c] for c in chosen]))
             per_group["logps/rejected"].append(_mean([logps[r] for r in rejected]))
             start += len(group.completions)
+    return per_group
+
+
+def pair_figures(judged: Mapping[str, Sequence[float]]) -> Figures:
+    """The means over groups, with 95 % intervals."""
     return {
         name: share_interval(values) if name == "rewards/accuracies" else mean_interval(values)
-        for name, values in per_group.items()
+        for name, values in judged.items()
     }
 
 
-def held_out_metrics(engine: LogprobEngine, held_out: HeldOut) -> dict[str, float]:
-    """The same as flat numbers for metrics.jsonl: the value, and its interval under `.../low` and `.../high`."""
-    figures = pair_figures(engine, held_out)
-    return {name: value for key, figure in figures.items() for name, value in figure.as_metrics(key).items()}
+def evaluate(engine: LogprobEngine, held_out: HeldOut) -> Evaluation:
+    """Held-out figures of the policy, with `.../low` and `.../high`, and accuracy and margin of every group."""
+    judged = judge_pairs(engine, held_out)
+    return Evaluation(
+        figures={k: v for key, figure in pair_figures(judged).items() for k, v in figure.as_metrics(key).items()},
+        keys=[group.key for group in held_out.groups],
+        values={name: judged[name] for name in ("rewards/accuracies", "rewards/margins")},
+    )
 
 
 @torch.no_grad()
@@ -177,7 +203,7 @@ def before_and_after(
     score: Score | None,
     *,
     folder: RunFolder,
-) -> tuple[Figures, Figures]:
+) -> Comparison:
     """Judge reference and policy on the same held-out data with the same random numbers; writes samples.jsonl."""
     tokens = config.run.tokens_per_forward
     scored = reference_logprobs(engine, heldout, tokens_per_forward=tokens)
@@ -186,15 +212,24 @@ def before_and_after(
     n = config.eval.samples_per_prompt
     with engine.policy.base():
         samples_before = draw_samples(config, engine, encoder, prompts, score)
-        before = pair_figures(engine, held_out) | sample_figures(samples_before, n)
+        before = pair_figures(judge_pairs(engine, held_out)) | sample_figures(samples_before, n)
     samples_after = draw_samples(config, engine, encoder, prompts, score)
-    after = pair_figures(engine, held_out) | sample_figures(samples_after, n)
+    judged = judge_pairs(engine, held_out)
+    after = pair_figures(judged) | sample_figures(samples_after, n)
     lines = [
-        json.dumps({"key": a.key, "prompt": a.prompt, "before": _shown(b), "after": _shown(a)}, ensure_ascii=False)
-        for b, a in zip(samples_before, samples_after, strict=True)
+        json.dumps(
+            {
+                "key": samples_after[first].key,
+                "prompt": samples_after[first].prompt,
+                "before": {"sampled": [_shown(sample) for sample in samples_before[first : first + n]]},
+                "after": {"sampled": [_shown(sample) for sample in samples_after[first : first + n]]},
+            },
+            ensure_ascii=False,
+        )
+        for first in range(0, len(samples_after), n)
     ]
-    write_text(folder.path / "samples.jsonl", "\n".join(lines) + "\n")
-    return before, after
+    write_text(folder.samples, "\n".join(lines) + "\n")
+    return Comparison(before, after, judged["rewards/accuracies"])
 
 
 def main(argv: Sequence[str]) -> None:
@@ -205,13 +240,14 @@ def main(argv: Sequence[str]) -> None:
     config = load_config(DpoConfig, folder.config)
     prepared = prepare(config, Runtime(mixed_precision=config.run.mixed_precision))
     summary = restore_trained(prepared.engine.policy, folder, model_path=config.model.path)
-    before, after = before_and_after(
+    compared = before_and_after(
         config, prepared.engine, prepared.encoder, prepared.heldout, prepared.score, folder=folder
     )
-    summary |= {"before": as_json(before), "after": as_json(after)}
+    summary |= compared.as_dict(folder, [alarm["name"] for alarm in summary["alarms"]])
     write_json(folder.summary, summary)
-    print_figures(before, after, LABELS, console=Console())
-    print(f"samples side by side: {folder.path / 'samples.jsonl'}")
+    print_figures(compared.before, compared.after, LABELS, console=Console())
+    print(summary["verdict"]["text"])
+    print(f"samples side by side: {folder.samples}")
 
 
 def _distinct_prompts(groups: Sequence[Group]) -> list[Group]:
@@ -223,7 +259,13 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _shown(sample: Sample) -> dict[str, object]:
-    return {"text": sample.text, "score": sample.score, "tokens": sample.tokens, "finished": sample.finished}
+    return {
+        "text": sample.text,
+        "score": sample.score,
+        "tokens": sample.tokens,
+        "finished": sample.finished,
+        "logratio": sample.logratio,
+    }
 
 
 if __name__ == "__main__":

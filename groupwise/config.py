@@ -81,6 +81,19 @@ def load_config(schema: type[ConfigT], path: Path, overrides: Sequence[str] = ()
     return _load(schema, pairs, reading)
 
 
+def load_matching_config(schemas: Sequence[type[ConfigT]], path: Path) -> ConfigT:
+    """Read a YAML file that one of several schemas describes: by the one that knows most of its sections.
+
+    Raises UserError as `load_config` does.
+    """
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, ValueError, yaml.YAMLError):  # said better by whichever schema then reads the file
+        root = None
+    keys = {key.value for key, _ in root.value} if isinstance(root, yaml.MappingNode) else set[object]()
+    return load_config(max(schemas, key=lambda schema: len(keys & set(schema.model_fields))), path)
+
+
 def read_command_line(
     schema: type[ConfigT],
     argv: Sequence[str],
@@ -143,6 +156,37 @@ def differences(a: ConfigT, b: ConfigT) -> list[str]:
     ['seed: 0 -> 1']
     """
     return list(_differences(a, b, ()))
+
+
+class Setting(NamedTuple):
+    """One key of a configuration: its value as YAML, and whether that is what the schema would have put there."""
+
+    key: str
+    value: str
+    is_default: bool
+
+
+def settings(config: Section) -> list[Setting]:
+    """Every dotted key in the schema's order.
+
+    >>> class Config(Section):
+    ...     name: str
+    ...     seed: int = 0
+    >>> settings(Config(name="a"))
+    [Setting(key='name', value='a', is_default=False), Setting(key='seed', value='0', is_default=True)]
+    """
+    return list(_settings(config, ()))
+
+
+def _settings(section: Section, path: KeyPath) -> Iterator[Setting]:
+    plain = section.model_dump(mode="json")
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section) and type(value).model_fields:
+            yield from _settings(value, (*path, name))
+        else:
+            default = field.get_default(call_default_factory=True, validated_data={})
+            yield Setting(_dotted((*path, name)), _flow(plain[name]), value == default)
 
 
 # --- the schema: which keys exist ------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ class OptimizerSection(Section):
     """How weights move."""
 
     name: Literal["adamw", "rmsprop"] = Field(default="adamw", description="the DPO paper used rmsprop")
-    learning_rate: float = Field(default=1e-6, gt=0, description="after warm-up")
+    learning_rate: float = Field(default=1e-6, ge=0, description="after warm-up; 0: a control run that learns nothing")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="adamw: decay of the two moments")
     alpha: float = Field(default=0.99, gt=0, lt=1, description="rmsprop: decay of the squared gradient")
     epsilon: float = Field(default=1e-8, gt=0, description="added to the denominator")
@@ -181,7 +181,14 @@ class RunSection(Section):
     most_skipped_steps: int = Field(default=3, ge=0, description="skip: steps that are let pass before the run stops")
     log_every: int = Field(default=1, ge=1, description="optimizer steps between lines in metrics.jsonl")
     transcripts_every: int = Field(
-        default=20, ge=0, description="optimizer steps between groups written as text; 0: never"
+        default=1, ge=0, description="optimizer steps between steps whose groups are written as text; 0: never"
+    )
+    transcripts_groups: int = Field(
+        default=4, ge=1, description="groups of such a step that are written, and as many that it passed over"
+    )
+    report: bool = Field(default=True, description="write report.html after every evaluation, and at the end")
+    adapter_from: Literal["best", "last"] = Field(
+        default="best", description="best: the step best on held-out data, if better than the last beyond chance"
     )
     mixed_precision: Literal["no", "bf16"] = Field(
         default="no", description="bf16: forward passes in bfloat16, weights as they are"

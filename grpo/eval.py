@@ -19,6 +19,8 @@ from groupwise.errors import UserError, exit_with_user_errors
 from groupwise.groups import Group
 from groupwise.model.engine import sequence_logratios
 from groupwise.model.sampling import SamplingParams
+from groupwise.observe.heldout import Evaluation
+from groupwise.observe.samples import read_samples
 from groupwise.observe.statistics import mean_interval, share_interval
 from groupwise.rewards.answers import marked_answer, number_of
 from groupwise.rewards.protocol import Answer
@@ -31,6 +33,7 @@ from grpo.config import GrpoConfig
 from grpo.faults import FaultLog
 from grpo.prepare import Prepared, prepare
 from grpo.rollouts import as_answers, draw_answers
+from grpo.verdict import judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class Judged:
     """One completion of a held-out prompt, and whether it is right."""
 
     text: str
+    score: float | None  # the weighted sum of all rewards; None: one failed, or all had no opinion
     right: bool | None  # None: its reward had no opinion, or failed
     vote: str | None  # what it counts as in a majority; None: it has no answer
     tokens: int
@@ -57,9 +61,11 @@ class Comparison:
     became_right: list[str]
     became_wrong: list[str]
 
-    def as_dict(self) -> dict[str, object]:
-        """What summary.json holds of it."""
+    def as_dict(self, folder: RunFolder, alarms: Sequence[str]) -> dict[str, object]:
+        """What summary.json holds of it; samples.jsonl is read for the verdict."""
+        decided = judge(self.before, self.after, read_samples(folder.samples), alarms)
         return {
+            "verdict": decided.as_dict(),
             "before": as_json(self.before),
             "after": as_json(self.after),
             "became_right": self.became_right,
@@ -120,11 +126,16 @@ def labels(config: GrpoConfig) -> dict[str, str]:
     }
 
 
-def held_out_metrics(config: GrpoConfig, prepared: Prepared, scorer: Scorer) -> dict[str, float]:
-    """One sampled answer per held-out prompt: how many are right, with its interval, as flat numbers."""
+def evaluate(config: GrpoConfig, prepared: Prepared, scorer: Scorer) -> Evaluation:
+    """One sampled answer per held-out prompt: how many are right, with its interval, and which."""
     judged, _ = _judge(config, prepared, scorer, n=1, params=SamplingParams.of(config.sampling))
-    rights = [float(own[0].right) for own in judged if own[0].right is not None]
-    return share_interval(rights).as_metrics("pass@1") if rights else {}
+    rights = [None if own[0].right is None else float(own[0].right) for own in judged]
+    known = [right for right in rights if right is not None]
+    return Evaluation(
+        figures=share_interval(known).as_metrics("pass@1") if known else {},
+        keys=[prompt.key for prompt in prepared.heldout],
+        values={"pass@1": rights},
+    )
 
 
 def before_and_after(config: GrpoConfig, prepared: Prepared, scorer: Scorer, *, folder: RunFolder) -> Comparison:
@@ -142,14 +153,14 @@ def before_and_after(config: GrpoConfig, prepared: Prepared, scorer: Scorer, *, 
                 {
                     "key": prompt.key,
                     "prompt": prepared.encoder.decode(prompt.prompt_ids),
-                    "before": {"greedy": _shown(before.greedy[i]), "sampled": [_shown(a) for a in before.sampled[i]]},
-                    "after": {"greedy": _shown(after.greedy[i]), "sampled": [_shown(a) for a in after.sampled[i]]},
+                    "before": before.shown(i),
+                    "after": after.shown(i),
                 },
                 ensure_ascii=False,
             )
             for i, prompt in enumerate(prepared.heldout)
         ]
-        write_text(folder.path / "samples.jsonl", "\n".join(lines) + "\n")
+        write_text(folder.samples, "\n".join(lines) + "\n")
     changed = list(zip(prepared.heldout, before.greedy, after.greedy, strict=True))
     return Comparison(
         before.figures(config),
@@ -171,6 +182,11 @@ class _Answered:
     @property
     def unjudged(self) -> int:
         return sum(one.right is None for own in (self.greedy, *self.sampled) for one in own)
+
+    def shown(self, prompt: int) -> dict[str, object]:
+        """What samples.jsonl holds of a prompt's answers."""
+        sampled = zip(self.sampled[prompt], self.logratios[prompt], strict=True)
+        return {"greedy": _shown(self.greedy[prompt]), "sampled": [_shown(one, ratio) for one, ratio in sampled]}
 
     def figures(self, config: GrpoConfig) -> Figures:
         """Every figure with its interval over prompts; one with an answer that nobody could judge is left out."""
@@ -247,12 +263,13 @@ def _judge(
     flat = [
         Judged(
             text=answer.text,
+            score=total,
             right=None if value is None else value >= config.eval.threshold,
             vote=None if marker is None else vote(answer, marker),
             tokens=len(answer.token_ids),
             finished=answer.finished,
         )
-        for answer, value in zip(answers, worth, strict=True)
+        for answer, value, total in zip(answers, worth, scored.totals, strict=True)
     ]
     groups = [
         Group(key=prompt.key, prompt_ids=prompt.prompt_ids, completions=tuple(own))
@@ -274,8 +291,15 @@ def vote(answer: Answer, marker: str) -> str | None:
     return given if number is None else str(number)
 
 
-def _shown(one: Judged) -> dict[str, object]:
-    return {"text": one.text, "right": one.right, "tokens": one.tokens, "finished": one.finished}
+def _shown(one: Judged, logratio: float | None = None) -> dict[str, object]:
+    return {
+        "text": one.text,
+        "score": one.score,
+        "right": one.right,
+        "tokens": one.tokens,
+        "finished": one.finished,
+        **({} if logratio is None else {"logratio": logratio}),
+    }
 
 
 def main(argv: Sequence[str]) -> None:
@@ -292,9 +316,11 @@ def main(argv: Sequence[str]) -> None:
         summary = restore_trained(prepared.engine.policy, folder, model_path=config.model.path)
         judged = before_and_after(config, prepared, scorer, folder=folder)
     if runtime.is_main:
-        write_json(folder.summary, summary | judged.as_dict())
+        summary |= judged.as_dict(folder, [alarm["name"] for alarm in summary["alarms"]])
+        write_json(folder.summary, summary)
+        say(console, summary["verdict"]["text"])
     print_figures(judged.before, judged.after, labels(config), console=console)
-    say(console, f"samples side by side: {folder.path / 'samples.jsonl'}")
+    say(console, f"samples side by side: {folder.samples}")
 
 
 if __name__ == "__main__":

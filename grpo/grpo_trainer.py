@@ -14,11 +14,13 @@ from rich.console import Console
 from torch import Tensor
 
 from groupwise.batch import GroupBatch
+from groupwise.config import settings
 from groupwise.model.engine import TokenScores
-from groupwise.observe.alarms import Alarms, Watched
-from groupwise.observe.figure import Panel, learning_curve
+from groupwise.observe.alarms import Alarms
+from groupwise.observe.figure import learning_curve
 from groupwise.observe.metrics import MetricSums, read_metrics
 from groupwise.observe.progress import Progress, make_progress
+from groupwise.report.renew import renew_report
 from groupwise.rewards.scorer import Scorer
 from groupwise.train.loop import FitResult, fit
 from groupwise.train.objective import StepTotals
@@ -27,14 +29,14 @@ from groupwise.train.run_folder import RunFolder, write_json
 from groupwise.train.summary import print_figures, print_health, run_facts, stored_figures
 from grpo.config import GrpoConfig, GrpoLossSection
 from grpo.dataset_utils import Prompt
-from grpo.eval import Comparison, before_and_after, check_names, held_out_metrics, labels
+from grpo.eval import Comparison, before_and_after, check_names, evaluate, labels
 from grpo.faults import FaultLog
 from grpo.losses import grpo_token_loss, kl_k3
 from grpo.prepare import Prepared, prepare
+from grpo.report import DRIFTING, LEARNING, WATCHED, record
 from grpo.rollouts import Rollouts
 
 TOKEN_METRICS = ("ratio", "clip_ratio/low", "clip_ratio/high", "advantages/size")
-WATCHED = Watched(spikes=("grad_norm",), held_out="eval/pass@1", trained="reward")
 HEADLINE = (
     "reward",
     "frac_reward_zero_std",
@@ -129,7 +131,7 @@ def train(config: GrpoConfig, *, console: Console | None = None) -> RunFolder:
             prepared.engine.policy.save(folder.adapter)
         judged = before_and_after(config, prepared, scorer, folder=folder)
         if run.runtime.is_main:
-            _draw_curve(config, folder)
+            _draw_curve(folder)
             facts = run_facts(
                 result,
                 attention=prepared.engine.method,
@@ -138,8 +140,11 @@ def train(config: GrpoConfig, *, console: Console | None = None) -> RunFolder:
                 sources=(*config.data.train, *config.data.heldout),
                 reports={part: report.as_dict() for part, report in prepared.reports.items()},
             )
-            write_json(folder.summary, {**judged.as_dict(), "reward_faults": fault_count, **facts})
+            figures = judged.as_dict(folder, [alarm.name for alarm in result.alarms])
+            write_json(folder.summary, {**figures, "reward_faults": fault_count, **facts})
             _show(config, judged, result, run)
+            print_health(result, figures, run.say)
+            renew_report(config.run, lambda: record(folder, config), run.say)
     return folder
 
 
@@ -160,7 +165,7 @@ def _learn(
     objective = GrpoObjective(
         config.loss, config.sampling.temperature, config.loss.constant_length or config.sampling.max_new_tokens
     )
-    run.runtime.start_trackers("grpo", {"config": str(run.folder.config)})
+    run.runtime.start_trackers("grpo", {one.key: one.value for one in settings(config)})
     result = fit(
         objective,
         source,
@@ -171,8 +176,9 @@ def _learn(
         folder=run.folder,
         progress=progress,
         title=f"GRPO of {config.model.path}",
-        evaluate=lambda step: held_out_metrics(config, prepared, scorer),
+        evaluate=lambda step: evaluate(config, prepared, scorer),
         evaluate_every=config.eval.every,
+        evaluated=lambda: renew_report(config.run, lambda: record(run.folder, config), progress.line),
         identity={
             "base model": base_model,
             "training data": _fingerprint(prepared.train),
@@ -193,10 +199,10 @@ def _fingerprint(prompts: Sequence[Prompt]) -> str:
     return digest.hexdigest()
 
 
-def _draw_curve(config: GrpoConfig, folder: RunFolder) -> None:
+def _draw_curve(folder: RunFolder) -> None:
     """The learning curve; what a run never logged, because nothing could be learned or scored, is left out."""
     logged = {name for row in read_metrics(folder.metrics) for name in row}
-    drawn = [panel for panel in panels(config) if logged.issuperset(panel.lines.values())]
+    drawn = [panel for panel in (*LEARNING, *DRIFTING) if logged.issuperset(panel.lines.values())]
     learning_curve(folder.metrics, folder.curve, panels=drawn, title=f"GRPO: {folder.path.name}")
 
 
@@ -204,7 +210,6 @@ def _show(config: GrpoConfig, judged: Comparison, result: FitResult, run: Run) -
     """The table, and what a person should know of the figures."""
     folder = run.folder
     print_figures(judged.before, judged.after, labels(config), console=run.console)
-    print_health(result, run.say)
     if sum(judged.unjudged):
         run.say(f"warning: {sum(judged.unjudged)} held-out answers could not be judged and are in no figure")
     shares = {judged.before["pass@1"].value, judged.after["pass@1"].value}
@@ -218,26 +223,6 @@ def _show(config: GrpoConfig, judged: Comparison, result: FitResult, run: Run) -
         f"greedy answers that became right: {len(judged.became_right)}, that became wrong: {len(judged.became_wrong)}",
         f"adapter: {folder.adapter}",
         f"summary: {folder.summary}",
-        f"learning curve: {folder.curve}",
+        f"report: {folder.report}",
     ):
         run.say(line)
-
-
-def panels(config: GrpoConfig) -> tuple[Panel, ...]:
-    """What the learning curve shows."""
-    with_kl = (Panel(title="KL to the reference (k3)", y_label="nats per token", lines={"KL": "kl"}),)
-    return (
-        Panel(title="Reward of rollouts", y_label="weighted sum", lines={"reward": "reward"}),
-        Panel(
-            title="Held-out answers that are right",
-            y_label="share",
-            lines={"sampled": "eval/pass@1"},
-            limits=(0.0, 1.0),
-        ),
-        Panel(title="Length of answers", y_label="tokens", lines={"mean": "completions/mean_length"}),
-        Panel(
-            title="Groups without signal", y_label="share", lines={"share": "frac_reward_zero_std"}, limits=(0.0, 1.0)
-        ),
-        *(with_kl if config.loss.kl_coefficient > 0 else ()),
-        Panel(title="Entropy", y_label="nats per token", lines={"entropy": "entropy"}),
-    )

@@ -77,6 +77,7 @@ class Rollouts:
         self._order = EpochOrder(len(prompts), seed=config.run.seed)
         self._asked = 0  # prompts so far, over all epochs
         self._groups: list[Group] = []
+        self._passed_over: list[tuple[Group, str]] = []
         self._metrics: dict[str, float] = {}
         self._to_check = 2  # rollouts whose log-probs are compared with the engine's
         self._silent_rollouts = 0
@@ -90,12 +91,16 @@ class Rollouts:
         """The groups with a signal of this step's minibatch; a new rollout is gathered where the last is used up."""
         rollout = self._config.rollout
         place = step % (rollout.minibatches * rollout.updates)
-        self._metrics = {}
+        self._metrics, self._passed_over = {}, []
         if mix := self._config.loss.reference_moves(step):
             self._engine.policy.move_reference(mix)
         if place == 0:
             self._gather(step)
         return self._groups[place % rollout.minibatches :: rollout.minibatches]
+
+    def passed_over(self) -> Sequence[tuple[Group, str]]:
+        """Groups of the rollout that the last step gathered from which nothing can be learned."""
+        return self._passed_over
 
     def metrics(self) -> Mapping[str, float]:
         """Numbers of the rollout that the last step gathered; none where it went on with an earlier one."""
@@ -143,6 +148,9 @@ class Rollouts:
                 _check_reference(self._engine, used[:4])
         times["time/reference_s"] = time.perf_counter() - started
         self._groups = with_advantages(used, config)
+        self._passed_over = [
+            (one.group, "all rewards are equal") for one in scored if one.group is not None and not one.has_signal
+        ]
         self._metrics = {**rollout_metrics(scored), "rollout/refills": rounds, **times}
         self._complain(step, scored, rounds, wanted)
 

@@ -173,7 +173,7 @@ def stage(run: Path) -> str:
 
 def contents(run: Path) -> dict[str, str]:
     """Digests of everything that two runs of one configuration have in common."""
-    files = [*(run / "adapter").iterdir(), run / "transcripts.jsonl", run / "samples.jsonl"]
+    files = [*(run / "adapter").iterdir(), run / "transcripts.jsonl", run / "heldout.jsonl", run / "samples.jsonl"]
     for checkpoint in sorted((run / "checkpoints").iterdir()):
         files += [file for file in checkpoint.iterdir() if file.name not in ("state.json", "manifest.json")]
     found = {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

@@ -61,9 +61,10 @@ def stop_after(steps: int, train: Callable[[], object], monkeypatch: pytest.Monk
 
 
 def assert_same_run(continued: Path, straight: Path, *, last: str, files: tuple[str, ...]) -> None:
-    """Same adapter, the same `files` of the checkpoint `last`, the same metrics but for times, the same transcripts."""
+    """Same adapter, the same `files` of the checkpoint `last`, the same metrics but for times, the same texts."""
     assert digests(continued / "adapter") == digests(straight / "adapter")
     for file in files:
         assert digests(continued / last)[file] == digests(straight / last)[file]
     assert timeless(read_metrics(continued / "metrics.jsonl")) == timeless(read_metrics(straight / "metrics.jsonl"))
-    assert (continued / "transcripts.jsonl").read_bytes() == (straight / "transcripts.jsonl").read_bytes()
+    for name in ("transcripts.jsonl", "heldout.jsonl", "samples.jsonl"):
+        assert (continued / name).read_bytes() == (straight / name).read_bytes()

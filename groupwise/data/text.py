@@ -107,6 +107,11 @@ class TextEncoder:
 
     # --- what callers ask
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether chat messages can be encoded."""
+        return bool(self._tokenizer.chat_template)
+
     def encode(self, groups: Sequence[TextGroup]) -> list[EncodedGroup | Refused]:
         """Encode all groups in one pass of the tokenizer, in the order given; a group with a fault is Refused."""
         rendered = [self._rendered_or_refused(group) for group in groups]

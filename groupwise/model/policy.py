@@ -11,7 +11,8 @@ import copy
 import hashlib
 import json
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -80,18 +81,8 @@ class Policy:
 
         Raises UserError when the path holds no model, or when its weights are not safetensors.
         """
-        _require_model(section)
-        options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(section.path, **options)
-            config = AutoConfig.from_pretrained(section.path, **options)
-            model = AutoModelForCausalLM.from_pretrained(
-                section.path, config=config, dtype=_DTYPES[section.dtype], use_safetensors=True, **options
-            )
-        except (OSError, ValueError, SafetensorError) as error:
-            raise UserError(f"model.path: cannot load {section.path!r}: {_first_line(error)}") from error
-        if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):
-            raise UserError(f"model.path: {section.path} holds no tokenizer; put tokenizer.json beside the weights")
+        tokenizer = _load_tokenizer(section)
+        model = load_network(section)
         cast(nn.Module, model).to(device)
         return cls(
             model,
@@ -275,6 +266,29 @@ class Policy:
         """What is trained, by name, in a fixed order."""
         return {name: p for name, p in sorted(self.model.named_parameters()) if p.requires_grad}
 
+    @torch.no_grad()
+    def merged_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and value of every weight that training changed, as one plain network holds it, in the base's dtype.
+
+        Base and update are added in float32 or wider and rounded once. Without an adapter these are all weights.
+        Raises UserError for an adapted layer that shares its weight with another: the other one would change too.
+        """
+        if self._peft is None:
+            yield from self.model.named_parameters()
+            return
+        holders = Counter(id(p) for _, p in self.model.named_parameters(remove_duplicate=False))
+        for name, layer in self.model.named_modules():
+            if isinstance(layer, LoraLayer):
+                base = cast(Tensor, layer.get_base_layer().weight)
+                if holders[id(base)] > 1:
+                    raise UserError(
+                        f"{name}: has an adapter and shares its weight with another layer, so it cannot be merged; "
+                        "serve the adapter beside its base instead"
+                    )
+                wide = torch.promote_types(base.dtype, torch.float32)
+                update = cast(Any, layer).get_delta_weight("default")
+                yield f"{name}.weight", (base.to(wide) + update.to(wide)).to(base.dtype)
+
     def base_fingerprint(self) -> str:
         """SHA-256 over the base as it is in memory: configuration, and names, dtypes and bytes of weights."""
         source = self._frozen or self.model
@@ -323,6 +337,18 @@ class Policy:
             set_peft_model_state_dict(self._peft, weights)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{folder}: cannot be loaded into this model: {_first_line(error)}") from error
+
+
+def load_network(section: ModelSection) -> PreTrainedModel:
+    """The base model as its publisher wrote it, on the CPU.
+
+    Raises UserError when the path holds no model, or when its weights are not safetensors.
+    """
+    with _loading(section) as options:
+        config = AutoConfig.from_pretrained(section.path, **options)
+        return AutoModelForCausalLM.from_pretrained(
+            section.path, config=config, dtype=_DTYPES[section.dtype], use_safetensors=True, **options
+        )
 
 
 def precision_doubts(model: ModelSection, lora: LoraSection | None) -> list[str]:
@@ -440,6 +466,24 @@ def _set_training(layers: Sequence[nn.Module], training: bool) -> None:
 
 def _bytes_of(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+    with _loading(section) as options:
+        tokenizer = AutoTokenizer.from_pretrained(section.path, **options)
+    if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):
+        raise UserError(f"model.path: {section.path} holds no tokenizer; put tokenizer.json beside the weights")
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _loading(section: ModelSection) -> Generator[dict[str, Any], None, None]:
+    """Options to load a part of the model with; inside, what Transformers raises becomes a UserError."""
+    _require_model(section)
+    try:
+        yield {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"model.path: cannot load {section.path!r}: {_first_line(error)}") from error
 
 
 def _require_model(section: ModelSection) -> None:

@@ -9,8 +9,9 @@ The model's own generation settings (top-k and the like) are never applied. Know
 Legend: V vocabulary, A completions still being written, R completions of the batch, B tokens of a block.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,13 +86,36 @@ def sample_completions(
         for index, stream in enumerate(streams if streams is not None else range(len(prompts)))
     ]
     ends = torch.tensor(sorted(set(end_ids)), device=engine.policy.device)
-    shared = engine.method == "shared"
-    layers = engine.policy.without_recomputation() if shared else engine.policy.as_loaded()
-    with layers, engine.policy.for_sampling(engine.autocast_dtype):
-        for batch in _batches(prompts, max(1, params.rows_at_once // n), mixed_lengths=shared):
+    with _laid_out(engine):
+        for batch in _batches(prompts, max(1, params.rows_at_once // n), mixed_lengths=engine.method == "shared"):
             steps = steps_for(engine, [prompts[i] for i in batch], n)
-            _decode(engine, steps, [drafts[i] for i in batch], params, ends)
+            for _ in _decode(engine, steps, [drafts[i] for i in batch], params, ends):
+                pass
     return [own.completions() for own in drafts]
+
+
+@torch.no_grad()
+def stream_completion(
+    engine: LogprobEngine,
+    prompt: Sequence[int],
+    *,
+    params: SamplingParams,
+    end_ids: Iterable[int],
+    seed: int,
+    stream: int = 0,
+) -> Generator[int, None, Completion]:
+    """One completion of one prompt, id by id as they are drawn, and at the end as a whole.
+
+    It is the first completion that `sample_completions` draws with this seed and stream number. Until the generator
+    ends or is closed the policy stays laid out for sampling, so nothing else may run it meanwhile. Raises
+    UnreadablePrompts where the network gives NaN.
+    """
+    draft = _Drafts(0, _uniforms(seed, stream, 1, params.max_new_tokens), params.max_new_tokens)
+    ends = torch.tensor(sorted(set(end_ids)), device=engine.policy.device)
+    with _laid_out(engine):
+        for token_A in _decode(engine, steps_for(engine, [prompt], 1), [draft], params, ends):
+            yield int(token_A)
+    return draft.completions()[0]
 
 
 class UnreadablePrompts(NotFinite):
@@ -129,10 +153,19 @@ class _Drafts:
         ]
 
 
+@contextlib.contextmanager
+def _laid_out(engine: LogprobEngine) -> Generator[None, None, None]:
+    """Inside, the policy's layers are as the engine's method of decoding wants them."""
+    policy = engine.policy
+    layers = policy.without_recomputation() if engine.method == "shared" else policy.as_loaded()
+    with layers, policy.for_sampling(engine.autocast_dtype):
+        yield
+
+
 def _decode(
     engine: LogprobEngine, steps: Steps, drafts: Sequence[_Drafts], params: SamplingParams, ends: Tensor
-) -> None:
-    """Write all completions of a batch, token by token."""
+) -> Iterator[Tensor]:
+    """Write all completions of a batch; gives the tokens of each step, [A]. The drafts are filled in at the end."""
     device = ends.device
     n = len(drafts[0].uniforms)
     uniform_RT = torch.cat([own.uniforms for own in drafts]).to(device, _widest(device))
@@ -156,6 +189,7 @@ def _decode(
         if drawn_RT is not None:
             drawn_RT[active, step] = drawn_A
         length_R[active] = step + 1
+        yield token_A
         ended_A = torch.isin(token_A, ends)
         if params.stop:
             ended_A |= _stopped(engine, token_RT[active, : step + 1], params.stop)

@@ -14,8 +14,9 @@ from groupwise.observe.metrics import JsonLinesFile, read_json_lines
 class TranscriptsFile(JsonLinesFile):
     """Append-only `transcripts.jsonl`.
 
-    A line is `{"step", "key", "phase", "prompt", "completions": [{"text", "score", "finished", "tokens", ...}]}`;
-    `tokens` is the number of tokens, the end-of-sequence token included. `decode` turns token ids into text.
+    A line is `{"step", "key", "phase", "prompt", "completions": [{"text", "score", "finished", "tokens", ...}]}`, with
+    a `"reason"` where nothing was learned from the group; `tokens` counts the end-of-sequence token as well. `decode`
+    turns token ids into text.
 
     >>> import tempfile
     >>> from groupwise.groups import Completion
@@ -39,8 +40,11 @@ class TranscriptsFile(JsonLinesFile):
         *,
         phase: str,
         extra: Mapping[str, Sequence[float]] | None = None,
+        reason: str | None = None,
     ) -> None:
         """Append one group; `extra` holds one number per completion under each name ("advantage", "margin").
+
+        `reason` says why nothing was learned from it, where that is so.
 
         Raises ValueError naming the group when a score or extra number is NaN or infinite, when a name of `extra` is
         one of the line's own, or when it does not hold one number per completion.
@@ -64,8 +68,9 @@ class TranscriptsFile(JsonLinesFile):
             for i, completion in enumerate(group.completions)
         ]
         prompt = self._decode(group.prompt_ids)
+        because = {} if reason is None else {"reason": reason}
         self.append_object(
-            {"step": step, "key": group.key, "phase": phase, "prompt": prompt, "completions": completions}
+            {"step": step, "key": group.key, "phase": phase, **because, "prompt": prompt, "completions": completions}
         )
 
 

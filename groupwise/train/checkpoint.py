@@ -77,11 +77,11 @@ def save_checkpoint(
     manifest = {file.name: _sha256(file) for file in sorted(aside.iterdir())}
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     for file in aside.iterdir():
-        _sync(file)
-    _sync(aside)
+        sync(file)
+    sync(aside)
     shutil.rmtree(target, ignore_errors=True)
     aside.rename(target)
-    _sync(folder)
+    sync(folder)
     return target
 
 
@@ -93,12 +93,7 @@ def load_checkpoint(
     Raises UserError when the files are whole but are not those of this run.
     """
     try:
-        weights = load_file(checkpoint / "weights.safetensors")
-        if set(weights) != set(parameters):
-            raise ValueError("it holds other parameters than this model trains")
-        with torch.no_grad():
-            for name, p in parameters.items():
-                p.copy_(weights[name])
+        load_weights(checkpoint, parameters)
         _restore_optimizer(optimizer, list(parameters), load_file(checkpoint / "optimizer.safetensors"))
         state = json.loads((checkpoint / "state.json").read_text())
         _restore_generators(load_file(checkpoint / "generators.safetensors"), state["python_random"])
@@ -108,6 +103,21 @@ def load_checkpoint(
             f"{checkpoint}: is no checkpoint of this run: {type(error).__name__}: {error}; delete it, and the one "
             "before it is used"
         ) from error
+
+
+def load_weights(checkpoint: Path, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Put the weights of a checkpoint into the parameters; raises ValueError when it holds others."""
+    weights = load_file(checkpoint / "weights.safetensors")
+    if set(weights) != set(parameters):
+        raise ValueError("it holds other parameters than this model trains")
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(weights[name])
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether the folder is there and its manifest verifies."""
+    return checkpoint.is_dir() and _fault(checkpoint) is None
 
 
 def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
@@ -224,7 +234,7 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Return once a file's bytes, or a folder's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

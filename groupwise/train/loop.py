@@ -17,12 +17,14 @@ from groupwise.errors import Interrupted, RunStopped, UserError
 from groupwise.groups import Group, NotFinite
 from groupwise.model.engine import LogprobEngine
 from groupwise.observe.alarms import Alarm, Alarms
-from groupwise.observe.metrics import MetricsFile, read_metrics
+from groupwise.observe.heldout import Evaluation, read_heldout
+from groupwise.observe.metrics import JsonLinesFile, MetricsFile, read_metrics
 from groupwise.observe.progress import Progress
 from groupwise.observe.transcripts import TranscriptsFile
 from groupwise.sections import OptimizerSection, RunSection
-from groupwise.train.checkpoint import Position, load_checkpoint, newest_complete, step_name
+from groupwise.train.checkpoint import Position, is_complete, load_checkpoint, load_weights, newest_complete, step_name
 from groupwise.train.checkpoint_keeper import CheckpointKeeper
+from groupwise.train.choice import Choice, choose
 from groupwise.train.interrupt import StopSignals
 from groupwise.train.objective import Objective
 from groupwise.train.offenders import keep_offenders
@@ -45,6 +47,10 @@ class GroupSource(Protocol):
 
     def groups(self, step: int) -> Sequence[Group]:
         """The groups of step `step`, counted from 0; none where there is nothing to learn from."""
+        ...
+
+    def passed_over(self) -> Sequence[tuple[Group, str]]:
+        """Groups that were gathered for the last step and not handed out, each with the reason."""
         ...
 
     def metrics(self) -> Mapping[str, float]:
@@ -89,6 +95,9 @@ class EpochSource:
         first = step * self._per_step
         return [self._groups[self._order[i]] for i in range(first, min(first + self._per_step, self._total))]
 
+    def passed_over(self) -> Sequence[tuple[Group, str]]:
+        return ()
+
     def metrics(self) -> Mapping[str, float]:
         return {}
 
@@ -103,15 +112,15 @@ class EpochSource:
 class FitResult:
     """What a run cost, continued runs added up, and what it warned of.
 
-    Optimizer steps, tokens learned from, seconds spent; steps passed over because something was not finite; the step
-    that was best on held-out data; all alarms in order.
+    Optimizer steps, tokens learned from, seconds spent; steps passed over because something was not finite; which
+    step's weights the policy has now, None where nothing was held out; all alarms in order.
     """
 
     steps: int
     tokens: int
     seconds: float
     skipped: int
-    best_step: int | None
+    choice: Choice | None
     alarms: tuple[Alarm, ...]
 
 
@@ -126,18 +135,21 @@ def fit(
     folder: RunFolder,
     progress: Progress,
     title: str,
-    evaluate: Callable[[int], Mapping[str, float]],
+    evaluate: Callable[[int], Evaluation],
     evaluate_every: int,
+    evaluated: Callable[[], None],
     alarms: Alarms,
     best: str,
     identity: Mapping[str, str],
 ) -> FitResult:
     """Train from the newest complete checkpoint, or from the start, to the source's last step.
 
-    `evaluate(step)` returns held-out figures, logged under `eval/`; it runs every `evaluate_every` steps (0: never) and
-    at the end, and must not draw from global generators. The checkpoint in which its figure `best` is highest is kept
-    whatever its age. `identity` holds hashes of base model and data: a checkpoint that was made with others is refused
-    with a UserError. Raises RunStopped where training cannot go on, Interrupted after a signal, all being saved.
+    `evaluate(step)` returns held-out figures, logged under `eval/`, and their values prompt by prompt; it runs every
+    `evaluate_every` steps (0: never) and at the end, and must not draw from global generators; the main process then
+    calls `evaluated`. The checkpoint in which the figure `best` is highest is kept whatever its age, and its weights
+    are put back at the end where `choose` says so. `identity` holds hashes of base model and data: a checkpoint that
+    was made with others is refused with a UserError. Raises RunStopped where training cannot go on, Interrupted after a
+    signal, all being saved.
     """
     parameters = engine.policy.trainable()
     optimizer = make_optimizer(optimizer_section, parameters.values())
@@ -154,6 +166,7 @@ def fit(
     with (
         MetricsFile(folder.metrics) as metrics,
         TranscriptsFile(folder.transcripts, decode) as transcripts,
+        JsonLinesFile(folder.heldout) as heldout,
         progress,
         StopSignals(progress.line) as stop,
     ):
@@ -161,6 +174,7 @@ def fit(
         if runtime.is_main:
             metrics.truncate(position.offsets.get("metrics", 0))
             transcripts.truncate(position.offsets.get("transcripts", 0))
+            heldout.truncate(position.offsets.get("heldout", 0))
             for row in read_metrics(folder.metrics):
                 alarms.look(row)
             keeper.tidy(position.best_step)
@@ -174,22 +188,37 @@ def fit(
             set_learning_rate(optimizer, rate)
             groups, values = learner.step(source, step, position)
             values |= {"learning_rate": rate, **_peak_memory(runtime.device)}
+            judged = None
             if done == total or (evaluate_every and done % evaluate_every == 0):
-                values |= {f"eval/{name}": value for name, value in learner.judge(evaluate, done).items()}
+                began = time.perf_counter()
+                judged = learner.judge(evaluate, done)
+                values["time/evaluate_s"] = time.perf_counter() - began
+                values |= {f"eval/{name}": value for name, value in judged.figures.items()}
             position = _advanced(position, values, best=f"eval/{best}", seconds=time.perf_counter() - started)
             values["time/step_s"] = time.perf_counter() - started
             stopped = runtime.any(stop.received is not None)
             if runtime.is_main:
-                if groups and run.transcripts_every and (done % run.transcripts_every == 0 or done == 1):
-                    transcripts.append(done, groups[0], phase="train", extra=_advantages(groups[0]))
-                if done % run.log_every == 0 or done == total:
+                if run.transcripts_every and (done % run.transcripts_every == 0 or done == 1):
+                    for group in groups[: run.transcripts_groups]:
+                        transcripts.append(done, group, phase="train", extra=_advantages(group))
+                    for group, reason in source.passed_over()[: run.transcripts_groups]:
+                        transcripts.append(done, group, phase="train", reason=reason)
+                if judged is not None:
+                    heldout.append_object(judged.as_record(done))
+                if done % run.log_every == 0 or judged is not None:
                     values |= _raise_alarms(alarms, done, values, progress)
                     metrics.append(done, values)
                     runtime.track(values, done)
                 progress.step(done, values)
+                if judged is not None:
+                    evaluated()
                 due = run.checkpoint_every and done % run.checkpoint_every == 0
                 if done == total or due or position.best_step == done or stopped:
-                    offsets = {"metrics": metrics.sync(), "transcripts": transcripts.sync()}
+                    offsets = {
+                        "metrics": metrics.sync(),
+                        "transcripts": transcripts.sync(),
+                        "heldout": heldout.sync(),
+                    }
                     keeper.save(replace(position, identity=identity, offsets=offsets))
             runtime.wait()
             if stopped and done < total:
@@ -198,12 +227,15 @@ def fit(
                     f"{newest_complete(folder.checkpoints)[0] or 'the start'}",
                     stop.received or signal.SIGTERM,
                 )
+        choice = _put_back_the_best(position, folder, parameters, best=best, allowed=run.adapter_from == "best")
+        if choice is not None:
+            progress.line(choice.line(best))
     return FitResult(
         steps=total,
         tokens=position.tokens,
         seconds=position.seconds,
         skipped=position.skipped,
-        best_step=position.best_step,
+        choice=choice,
         alarms=tuple(alarms.raised),
     )
 
@@ -246,7 +278,7 @@ class _Learner:
         self.before = groups or self.before
         return groups, values | dict(source.metrics())
 
-    def judge(self, evaluate: Callable[[int], Mapping[str, float]], done: int) -> Mapping[str, float]:
+    def judge(self, evaluate: Callable[[int], Evaluation], done: int) -> Evaluation:
         """Held-out figures."""
         return self._or_stopped(lambda: evaluate(done), done)
 
@@ -302,6 +334,21 @@ def _advanced(position: Position, values: Mapping[str, float], *, best: str, sec
         best_step=position.step + 1 if better else position.best_step,
         best_value=value if better else position.best_value,
     )
+
+
+def _put_back_the_best(
+    position: Position, folder: RunFolder, parameters: Mapping[str, torch.nn.Parameter], *, best: str, allowed: bool
+) -> Choice | None:
+    """Decide between the last step and the best one, whose weights are put back where they are better."""
+    if position.best_step is None:
+        return None
+    kept = folder.checkpoints / step_name(position.best_step)
+    evaluations = read_heldout(folder.heldout)
+    allowed &= is_complete(kept)
+    choice = choose(evaluations, best, best=position.best_step, last=position.step, allowed=allowed)
+    if choice.step != choice.last:
+        load_weights(kept, parameters)
+    return choice
 
 
 def _advantages(group: Group) -> dict[str, list[float]]:

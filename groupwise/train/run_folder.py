@@ -17,7 +17,8 @@ _BEFORE_CONFIG = frozenset((_LOCK, f"{_ASIDE}config.yaml"))  # all that a run wr
 HARMLESS = frozenset(
     (
         "model.gradient_checkpointing", "run.resume", "run.log_every", "run.keep_checkpoints", "run.checkpoint_every",
-        "run.tokens_per_forward", "run.trackers", "run.transcripts_every", "sampling.rows_at_once", "scoring.workers",
+        "run.tokens_per_forward", "run.trackers", "run.report", "run.transcripts_every", "run.transcripts_groups",
+        "sampling.rows_at_once", "scoring.workers",
         "scoring.load_limit", "scoring.fail_after", "run.on_not_finite", "run.most_skipped_steps",
         "scoring.environment",
         *(f"alarms.{name}" for name in AlarmsSection.model_fields),
@@ -61,6 +62,20 @@ class RunFolder:
     @property
     def transcripts(self) -> Path:
         return self.path / "transcripts.jsonl"
+
+    @property
+    def heldout(self) -> Path:
+        """What every evaluation found for every held-out prompt."""
+        return self.path / "heldout.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Completions of held-out prompts, before and after."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
 
     @property
     def faults(self) -> Path:

@@ -6,6 +6,7 @@ totals over all processes, so a sum is the exact gradient, whatever each process
 
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -40,12 +41,14 @@ class Runtime:
         missing = [name for name in trackers if importlib.util.find_spec(name) is None]
         if missing:
             raise UserError(f"run.trackers: {', '.join(missing)} is not installed; pip install {' '.join(missing)}")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         self._accelerator = Accelerator(
             mixed_precision=mixed_precision,
             log_with=list(trackers) or None,
             project_dir=str(folder) if folder is not None else None,
         )
         self._tracks = bool(trackers)
+        self._name = folder.name if folder is not None else "run"
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and self._accelerator.num_processes == 1:
             raise UserError(
                 "several processes were started, but none knows of the others; start them with "
@@ -122,14 +125,26 @@ class Runtime:
     def start_trackers(self, project: str, settings: Mapping[str, Any]) -> None:
         """Open the trackers that were asked for; without any this does nothing."""
         if self._tracks:
-            self._accelerator.init_trackers(project, config=dict(settings))
+            named = {"mlflow": {"run_name": self._name}, "wandb": {"name": self._name}, "trackio": {"name": self._name}}
+            self._accelerator.init_trackers(project, config=dict(settings), init_kwargs=named)
 
     def track(self, metrics: Mapping[str, float], step: int) -> None:
         """Send a step's metrics to the trackers."""
-        if self._tracks:
-            self._accelerator.log(dict(metrics), step=step)
+        for tracker in self._accelerator.trackers if self._tracks else ():
+            tracker.log(tracked_names(tracker.name, metrics), step=step)
 
     def close(self) -> None:
         """Flush the trackers."""
         if self._tracks:
             self._accelerator.end_training()
+
+
+def tracked_names(tracker: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics under names that the tracker takes: MLflow refuses `@` and whatever a reward's file may be called.
+
+    >>> tracked_names("mlflow", {"eval/pass@1": 0.5}), tracked_names("tensorboard", {"eval/pass@1": 0.5})
+    ({'eval/pass_at_1': 0.5}, {'eval/pass@1': 0.5})
+    """
+    if tracker != "mlflow":
+        return dict(metrics)
+    return {re.sub(r"[^\w\-. :/]", "_", name.replace("@", "_at_")): value for name, value in metrics.items()}

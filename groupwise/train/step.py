@@ -13,6 +13,7 @@ from groupwise.batch import pack, split_by_tokens
 from groupwise.groups import Group, NotFinite
 from groupwise.model.engine import LogprobEngine
 from groupwise.observe.metrics import MetricSums
+from groupwise.train.clock import PhaseClock
 from groupwise.train.objective import Objective, StepTotals
 from groupwise.train.runtime import Runtime
 
@@ -24,6 +25,7 @@ def accumulate_gradient(
     engine: LogprobEngine,
     runtime: Runtime,
     tokens_per_forward: int,
+    clock: PhaseClock | None = None,
 ) -> MetricSums:
     """Add the gradient of the step's loss to `.grad`, summed over micro-batches and processes.
 
@@ -45,7 +47,11 @@ def accumulate_gradient(
         if not (torch.isfinite(loss_sum) & torch.isfinite(scores.logp_T).all()):
             bad += part
             continue
+        if clock is not None:
+            clock.lap("forward")
         (loss_sum / denominator).backward()
+        if clock is not None:
+            clock.lap("backward")
         sums.add("loss", loss_sum, 0)
         sums.add("entropy", scores.entropy_T.sum(), batch.n_tokens)
     if runtime.any(bool(bad)):
@@ -72,7 +78,10 @@ def optimizer_step(
     """
     started = time.perf_counter()
     parameters = engine.policy.trainable()
-    sums = accumulate_gradient(objective, groups, engine=engine, runtime=runtime, tokens_per_forward=tokens_per_forward)
+    clock = PhaseClock(runtime.device)
+    sums = accumulate_gradient(
+        objective, groups, engine=engine, runtime=runtime, tokens_per_forward=tokens_per_forward, clock=clock
+    )
     norm = nn.utils.get_total_norm([p.grad for p in parameters.values() if p.grad is not None])
     if not torch.isfinite(norm):
         raise NotFinite("the gradient is", _culprits(objective, runtime.share(groups), engine, runtime))
@@ -89,6 +98,7 @@ def optimizer_step(
         "tokens/completion": totals.tokens,
         "groups/used": totals.groups,
         "time/learn_s": seconds,
+        **{f"time/{phase}_s": spent for phase, spent in clock.seconds.items()},
         "tokens_per_second": (totals.prompt_tokens + totals.tokens) / seconds,
     }
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 
@@ -38,7 +39,7 @@ def run_facts(
         "steps": result.steps,
         "tokens": result.tokens,
         "skipped_steps": result.skipped,
-        "best_step": result.best_step,
+        "adapter_step": result.steps if result.choice is None else result.choice.step,
         "alarms": [alarm.as_dict() for alarm in result.alarms],
         "attention": attention,
         "seeds": {"run": seed},
@@ -48,16 +49,15 @@ def run_facts(
     }
 
 
-def print_health(result: FitResult, say: Callable[[str], None]) -> None:
-    """What a person should know of the way to the figures: alarms, skipped steps, a better step than the last."""
+def print_health(result: FitResult, judged: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """What a person should know of the way to the figures, alarms and skipped steps, and the verdict last."""
     if result.skipped:
         say(f"warning: {result.skipped} steps were skipped because something was not finite")
     for alarm in result.alarms:
         say(f"alarm: step {alarm.step}: {alarm.text}")
     if not result.alarms:
         say("no alarms")
-    if result.best_step is not None and result.best_step < result.steps:
-        say(f"held-out data was best at step {result.best_step} of {result.steps}, whose checkpoint is kept")
+    say(judged["verdict"]["text"])
 
 
 def stored_figures(folder: RunFolder) -> tuple[Figures, Figures]:

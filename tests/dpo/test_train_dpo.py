@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from dpo import dpo_trainer, eval, train_dpo
 from groupwise.errors import RunStopped, UserError, exit_with_user_errors
 from groupwise.groups import NotFinite
+from groupwise.observe.heldout import Evaluation
 from groupwise.observe.metrics import read_metrics
 from tests.conftest import random_groups
 from tests.runs import assert_same_run, before_step, digests, stop_after, unreadable_at
@@ -326,6 +327,39 @@ def test_steps_that_are_not_finite_can_be_skipped_up_to_a_limit(
     before_step(4, fails, monkeypatch)
     with pytest.raises(RunStopped, match="step 4"):
         train_dpo.main(command(*skip, runs="second"))
+
+
+def test_the_adapter_is_that_of_the_best_step(
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Accuracies are made up so that step 2 is best by far; its weights are then saved, judged and said."""
+    real: Callable[..., Evaluation] = dpo_trainer.evaluate
+    calls: list[float] = []
+
+    def made_up(*args: object) -> Evaluation:
+        found = real(*args)
+        calls.append(1.0 if not calls else 0.0)
+        keys = [f"x:{i}" for i in range(20)]
+        figures = {**found.figures, "rewards/accuracies": calls[-1]}
+        figures |= {"rewards/accuracies/low": calls[-1], "rewards/accuracies/high": calls[-1]}
+        return Evaluation(figures, keys, {"rewards/accuracies": calls[-1:] * 20, "rewards/margins": [0.0] * 20})
+
+    monkeypatch.setattr(dpo_trainer, "evaluate", made_up)
+    train_dpo.main(command("--eval.every", "2", "--run.keep_checkpoints", "9"))
+    run = tmp_path / "runs" / "run"
+    assert len(calls) == 3
+    said = " ".join(capsys.readouterr().out.split())
+    assert "was best at step 2, by +1" in said and "the adapter is that step's" in said
+    adapter = load_file(run / "adapter" / "adapter_model.safetensors")
+    best = load_file(run / "checkpoints" / "step-000002" / "weights.safetensors")
+    last = load_file(run / "checkpoints" / "step-000006" / "weights.safetensors")
+    sizes = [
+        sorted(value.double().abs().sum().item() for value in weights.values()) for weights in (adapter, best, last)
+    ]
+    assert sizes[0] == sizes[1] != sizes[2]
 
 
 def write(path: Path, text: str) -> str:

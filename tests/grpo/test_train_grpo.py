@@ -309,3 +309,28 @@ def test_a_prompt_that_the_model_cannot_read_is_named(
     (kept,) = (run / "not-finite").iterdir()
     assert "~" in kept.read_text() and "number" not in kept.read_text()
     assert not (run / "adapter").exists()
+
+
+EMBEDDED = (
+    "--data.limit", "400", "--data.heldout_prompts", "24", "--eval.samples_per_prompt", "4", "--eval.every", "0",
+    "--run.groups_per_step", "8",
+)  # fmt: skip
+
+
+def verdict_of(tmp_path: Path, *flags: str) -> dict[str, str]:
+    """Of a short run of the embedded model on its word problems."""
+    train_grpo.main([*EMBEDDED, "--run.folder", str(tmp_path), "--run.name", "run", *flags])
+    return json.loads((tmp_path / "run" / "summary.json").read_text())["verdict"]
+
+
+def test_a_reward_that_pays_for_length_alone_is_called_gamed(tmp_path: Path) -> None:
+    """It is also what counts as right, so nothing independent tells; length explains every reward."""
+    pays = "[{name: length, options: {scale: 36}}]"
+    found = verdict_of(tmp_path, "--rewards", pays, "--steps", "12", "--optimizer.learning_rate", "2e-3")
+    assert found["kind"] == "gamed" and "pays for length" in found["text"]
+
+
+def test_a_run_that_learns_nothing_claims_no_gain(tmp_path: Path) -> None:
+    found = verdict_of(tmp_path, "--steps", "2", "--optimizer.learning_rate", "0")
+    assert found["kind"] == "no gain" and found["text"].startswith("No significant gain")
+    assert "(+0 points, 95 % interval 0 to 0)" in found["text"]

@@ -99,7 +99,7 @@ def test_a_save_that_is_cut_short_leaves_no_checkpoint(tmp_path: Path, monkeypat
     def killed(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints, "_sync", killed)
+    monkeypatch.setattr(checkpoints, "sync", killed)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(tmp_path, at(2), parameters=parameters, optimizer=optimizer)
     assert newest_complete(tmp_path) == (good, [])
