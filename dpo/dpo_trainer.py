@@ -28,7 +28,7 @@ from groupwise.observe.metrics import MetricSums
 from groupwise.observe.progress import make_progress
 from groupwise.report.renew import renew_report
 from groupwise.train.loop import EpochSource, FitResult, fit
-from groupwise.train.objective import StepTotals
+from groupwise.train.objective import Objective, StepTotals
 from groupwise.train.offenders import keep_offenders
 from groupwise.train.run import Run, open_run
 from groupwise.train.run_folder import RunFolder, write_json
@@ -54,12 +54,11 @@ HEADLINE = (
     "tokens_per_second",
 )
 @dataclass(frozen=True, slots=True)
-class DpoObjective:
+class DpoObjective(Objective):
     """Mean DPO loss over all preference pairs of the step."""
 
     beta: float
     label_smoothing: float = 0.0
-    temperature: float = 1.0
 
     @property
     def metric_names(self) -> tuple[str, ...]:

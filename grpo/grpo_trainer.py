@@ -23,7 +23,7 @@ from groupwise.observe.progress import Progress, make_progress
 from groupwise.report.renew import renew_report
 from groupwise.rewards.scorer import Scorer
 from groupwise.train.loop import FitResult, fit
-from groupwise.train.objective import StepTotals
+from groupwise.train.objective import Objective, StepTotals
 from groupwise.train.run import Run, open_run
 from groupwise.train.run_folder import RunFolder, write_json
 from groupwise.train.summary import print_figures, print_health, run_facts, stored_figures
@@ -50,11 +50,10 @@ HEADLINE = (
 
 
 @dataclass(frozen=True, slots=True)
-class GrpoObjective:
+class GrpoObjective(Objective):
     """The group-relative policy gradient, summed over tokens with the weights of the configured normaliser."""
 
     loss: GrpoLossSection
-    temperature: float
     constant_length: int
 
     @property
@@ -163,7 +162,9 @@ def _learn(
         faults=prepared.faults,
     )
     objective = GrpoObjective(
-        config.loss, config.sampling.temperature, config.loss.constant_length or config.sampling.max_new_tokens
+        config.loss,
+        config.loss.constant_length or config.sampling.max_new_tokens,
+        temperature=config.sampling.temperature,
     )
     run.runtime.start_trackers("grpo", {one.key: one.value for one in settings(config)})
     result = fit(

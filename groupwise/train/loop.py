@@ -4,6 +4,7 @@ A run is a function of its configuration: step k learns from `source.groups(k)`,
 in a checkpoint, so a run that is stopped and continued ends with the same bytes.
 """
 
+import json
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ from groupwise.train.runtime import Runtime
 from groupwise.train.step import optimizer_step
 
 Result = TypeVar("Result")
+OBJECTIVE = "objective.json"
 
 
 class GroupSource(Protocol):
@@ -159,7 +161,7 @@ def fit(
         folder.checkpoints,
         parameters=parameters,
         optimizer=optimizer,
-        more=source.save,
+        more=lambda place: _save_more(source, learner.objective, place),
         keep=run.keep_checkpoints,
         say=progress.line,
     )
@@ -170,7 +172,8 @@ def fit(
         progress,
         StopSignals(progress.line) as stop,
     ):
-        position = _resume(folder.checkpoints, parameters, optimizer, source, identity, progress)
+        learner = _Learner(objective, engine, optimizer, optimizer_section, runtime, run, folder, progress, decode)
+        position = _resume(folder.checkpoints, parameters, learner, source, identity, progress)
         if runtime.is_main:
             metrics.truncate(position.offsets.get("metrics", 0))
             transcripts.truncate(position.offsets.get("transcripts", 0))
@@ -179,7 +182,6 @@ def fit(
                 alarms.look(row)
             keeper.tidy(position.best_step)
             keeper.check_space()
-        learner = _Learner(objective, engine, optimizer, optimizer_section, runtime, run, folder, progress, decode)
         progress.start(total, position.step, title)
         for step in range(position.step, total):
             started = time.perf_counter()
@@ -275,6 +277,8 @@ class _Learner:
             self._pass_over(fault, step + 1, position)
             values["groups/not_finite"] = len(fault.groups)
             groups = ()
+        else:
+            self.objective = self.objective.after_step(values)
         self.before = groups or self.before
         return groups, values | dict(source.metrics())
 
@@ -357,10 +361,16 @@ def _advantages(group: Group) -> dict[str, list[float]]:
     return {"advantage": means} if means else {}
 
 
+def _save_more(source: GroupSource, objective: Objective, place: Path) -> None:
+    """What the next steps depend on besides weights and optimizer."""
+    source.save(place)
+    (place / OBJECTIVE).write_text(json.dumps(dict(objective.memory())) + "\n")
+
+
 def _resume(
     checkpoints: Path,
     parameters: Mapping[str, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    learner: _Learner,
     source: GroupSource,
     identity: Mapping[str, str],
     progress: Progress,
@@ -371,7 +381,7 @@ def _resume(
         progress.line(line)
     if checkpoint is None:
         return Position(step=0, identity=identity, offsets={}, tokens=0, seconds=0.0)
-    position = load_checkpoint(checkpoint, parameters=parameters, optimizer=optimizer)
+    position = load_checkpoint(checkpoint, parameters=parameters, optimizer=learner.optimizer)
     changed = [name for name in identity if position.identity.get(name) != identity[name]]
     if changed:
         raise UserError(
@@ -379,6 +389,7 @@ def _resume(
             "ones back, or start a new run with another --run.name"
         )
     source.restore(checkpoint)
+    learner.objective = learner.objective.remembering(json.loads((checkpoint / OBJECTIVE).read_text()))
     progress.line(
         f"continued from {checkpoint}: step {position.step}, weights, optimizer, random generators, "
         "and metrics and transcripts up to there"

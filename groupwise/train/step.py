@@ -79,6 +79,7 @@ def optimizer_step(
     started = time.perf_counter()
     parameters = engine.policy.trainable()
     clock = PhaseClock(runtime.device)
+    objective = objective.for_step(groups, engine=engine, runtime=runtime, tokens_per_forward=tokens_per_forward)
     sums = accumulate_gradient(
         objective, groups, engine=engine, runtime=runtime, tokens_per_forward=tokens_per_forward, clock=clock
     )
