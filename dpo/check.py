@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 
@@ -15,21 +14,20 @@ from dpo.prepare import check_positions, hold_out, load_part, make_encoder
 from groupwise.batch import split_by_tokens
 from groupwise.data.rows import read_rows
 from groupwise.data.text import TextEncoder
-from groupwise.errors import UserError
 from groupwise.groups import Group, forward_tokens
 from groupwise.model.engine import LogprobEngine, reference_logprobs, starting_gap
 from groupwise.model.policy import Policy, precision_doubts, quiet_libraries
 from groupwise.observe.progress import duration
 from groupwise.preflight.fit import Fit, check_memory, heaviest
-from groupwise.preflight.folder import check_disk, check_folder
+from groupwise.preflight.folder import check_folder
 from groupwise.preflight.lengths import histogram
 from groupwise.preflight.memory import sampling_bytes
-from groupwise.preflight.model import TrialStep, check_weights, trial_step
+from groupwise.preflight.model import Loaded, TrialStep, load_model, trial_step
 from groupwise.preflight.report import Report
+from groupwise.preflight.sources import check_sources
 from groupwise.preflight.texts import check_ends, check_template, marked
 from groupwise.rewards.load import Score, load_score
 from groupwise.train.loop import EpochSource
-from groupwise.train.run_folder import RunFolder
 from groupwise.train.runtime import Runtime
 
 _SHOWN = 2  # groups
@@ -37,7 +35,7 @@ _TRIAL_PROMPTS = 8
 
 
 def check(config: DpoConfig, *, console: Console | None = None, memory: int | None = None) -> int:
-    """Look at everything, show what is found; the exit code. `memory` stands for the bytes there are, for trying out."""
+    """Look at everything, show what is found; returns the exit code. `memory` stands for the bytes there are."""
     report = Report(console or Console())
     quiet_libraries()
     with report.part("configuration and folder"):
@@ -45,65 +43,41 @@ def check(config: DpoConfig, *, console: Console | None = None, memory: int | No
         report.notes(precision_doubts(config.model, config.lora))
         check_folder(config, config.run, report)
     score: Score | None = None
-    with report.part("model"):
-        if config.eval.score is not None:
+    if config.eval.score is not None:
+        with report.part("measure of success"):
             score = load_score(config.eval.score, key="eval.score")
-    loaded = _load_model(config, report)
+            report.ok(f"eval.score: {config.eval.score}")
+    loaded = load_model(config.model, config.lora, config.run, lambda policy: make_encoder(policy, config), report)
     if loaded is None:
-        with report.part("data"):
-            _check_files(config)
-            report.warning("nothing more was checked of the data, for its tokens are the model's")
+        check_sources((*config.data.train, *config.data.heldout), report)
         return report.finish()
-    runtime, policy, encoder = loaded
-    groups, heldout = _check_data(config, policy, encoder, report)
-    if not groups:
-        return report.finish()
-    with report.part("memory, loss and time"):
-        check_weights(policy, config.model.path)
-        engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast)
-        report.notes(engine.notices)
-        source = EpochSource(
-            groups, groups_per_step=config.run.groups_per_step, epochs=config.epochs, seed=config.run.seed
-        )
-        fit = _check_memory(config, engine, source, heldout, report, memory)
-        if fit.tokens is None:
-            report.warning("no forward pass was tried, for it would not fit")
-            return report.finish()
-        trial = _check_loss(config, engine, runtime, source, fit.tokens, report)
-        sampled = _check_samples(config, engine, encoder, heldout[:_TRIAL_PROMPTS], score, report)
-        _say_time(config, source, groups, heldout, trial, sampled, report)
+    groups, heldout = _check_data(config, loaded.policy, loaded.encoder, report)
+    if groups and loaded.sound:
+        with report.part("memory, loss and time"):
+            _check_step(config, loaded, groups, heldout, score, report, memory)
     return report.finish()
 
 
-def _load_model(config: DpoConfig, report: Report) -> tuple[Runtime, Policy, TextEncoder] | None:
-    """Model and tokenizer, or None, said, where they cannot be loaded."""
-    try:
-        runtime = Runtime(
-            mixed_precision=config.run.mixed_precision,
-            trackers=config.run.trackers,
-            folder=RunFolder.of(config.run).path,
-            seed=config.run.seed,
-        )
-        policy = Policy.load(config.model, config.lora, seed=config.run.seed, device=runtime.device)
-        encoder = make_encoder(policy, config)
-    except UserError as error:
-        report.error(str(error))
-        return None
-    trained = sum(p.numel() for p in policy.trainable().values())
-    everything = sum(p.numel() for p in policy.model.parameters())
-    report.ok(f"{config.model.path}: {everything:,} weights, {trained:,} of them trained, on {policy.device}")
-    try:
-        check_disk(policy, config.run, report)
-    except UserError as error:
-        report.error(str(error))
-    return runtime, policy, encoder
-
-
-def _check_files(config: DpoConfig) -> None:
-    """Whether the sources can be read at all."""
-    for source in (*config.data.train, *config.data.heldout):
-        if Path(source).suffix:
-            read_rows(source, limit=1)
+def _check_step(
+    config: DpoConfig,
+    loaded: Loaded,
+    groups: Sequence[Group],
+    heldout: Sequence[Group],
+    score: Score | None,
+    report: Report,
+    there: int | None,
+) -> None:
+    """Memory first; what fits is then tried."""
+    engine = LogprobEngine(loaded.policy, config.model.attention, autocast=loaded.runtime.autocast)
+    report.notes(engine.notices)
+    source = EpochSource(groups, groups_per_step=config.run.groups_per_step, epochs=config.epochs, seed=config.run.seed)
+    fit = _check_memory(config, engine, source, heldout, report, there)
+    if fit.tokens is None:
+        report.warning("no forward pass was tried, for it would not fit")
+        return
+    trial = _check_loss(config, engine, loaded.runtime, source, fit.tokens, report)
+    sampled = _check_samples(config, engine, loaded.encoder, heldout[:_TRIAL_PROMPTS], score, report)
+    _say_time(config, source, groups, heldout, trial, sampled, report)
 
 
 def _check_data(
@@ -127,6 +101,7 @@ def _check_data(
             report.ok(f"{len(heldout)} groups are taken from the training data, {len(groups)} stay")
     if not groups or not heldout:
         return [], []
+    usable = False
     with report.part("texts"):
         if leaked := overlapping_prompts(groups, heldout):
             report.warning(f"{len(leaked)} of {len(heldout)} held-out prompts are trained on, for example {leaked[0]}")
@@ -135,15 +110,16 @@ def _check_data(
         check_ends([*groups, *heldout], encoder, policy.model.config, report)
         if encoder.tokenizer.chat_template and _holds_messages(data.train):
             check_template(encoder, report)
-        check_positions(policy, [*groups, *heldout], config)
         for group in groups[:_SHOWN]:
             report.show(marked(group, encoder.tokenizer, report.console))
+        check_positions(policy, [*groups, *heldout], config)
+        usable = True
     with report.part("lengths"):
         everything = [*groups, *heldout]
         report.show(histogram([len(g.prompt_ids) for g in everything], "prompt tokens", console=report.console))
         lengths = [len(c.token_ids) for group in everything for c in group.completions]
         report.show(histogram(lengths, "completion tokens", console=report.console))
-    return groups, heldout
+    return (groups, heldout) if usable else ([], [])
 
 
 def _holds_messages(sources: Sequence[str]) -> bool:
@@ -221,7 +197,8 @@ def _check_samples(
     seconds = (time.perf_counter() - started) / len(groups)
     cut = sum(not sample.finished for sample in samples)
     say = report.warning if cut > len(samples) // 2 else report.ok
-    say(f"{cut} of {len(samples)} fresh completions are cut at sampling.max_new_tokens {config.sampling.max_new_tokens}")
+    most = config.sampling.max_new_tokens
+    say(f"{cut} of {len(samples)} fresh completions are cut at sampling.max_new_tokens {most}")
     scores = [sample.score for sample in samples if sample.score is not None]
     if scores and min(scores) == max(scores):
         report.warning(f"eval.score {config.eval.score} gives all {len(scores)} fresh completions {scores[0]:g}")

@@ -3,67 +3,40 @@
 Legend: T completion tokens.
 """
 
+import contextlib
 import statistics
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from rich.console import Console
 
 from groupwise.batch import pack
-from groupwise.data.rows import read_rows
 from groupwise.data.text import TextEncoder
-from groupwise.errors import UserError
 from groupwise.groups import Completion, Group, forward_tokens
 from groupwise.model.engine import LogprobEngine, reference_logprobs
 from groupwise.model.policy import Policy, precision_doubts, quiet_libraries
-from groupwise.model.sampling import SamplingParams
 from groupwise.observe.progress import duration
 from groupwise.preflight.fit import check_memory
-from groupwise.preflight.folder import check_disk, check_folder
+from groupwise.preflight.folder import check_folder
 from groupwise.preflight.lengths import histogram
 from groupwise.preflight.memory import sampling_bytes
-from groupwise.preflight.model import TrialStep, check_weights, trial_step
+from groupwise.preflight.model import TrialStep, load_model, trial_step
 from groupwise.preflight.report import Report
-from groupwise.preflight.scores import check_length, judge_probes, probes, tell_scores
-from groupwise.preflight.texts import check_ends, check_template, marked
-from groupwise.rewards.protocol import prompt_text
-from groupwise.rewards.scorer import Fault, Scorer
-from groupwise.train.order import EpochOrder
-from groupwise.train.run_folder import RunFolder
+from groupwise.preflight.sources import check_sources
+from groupwise.preflight.texts import check_ends, check_template
+from groupwise.rewards.scorer import Scorer
 from groupwise.train.runtime import Runtime
 from grpo.config import GrpoConfig
 from grpo.dataset_utils import Prompt, PromptReport, hold_out, load_prompts
 from grpo.eval import check_names
 from grpo.grpo_trainer import GrpoObjective
 from grpo.prepare import check_positions, doubts, make_encoder
-from grpo.rollouts import ScoredGroup, as_answers, draw_answers, score_answers
-
-_TRIAL_PROMPTS = 8
-_MORE_PROMPTS = 24  # where the first ones gave no signal
-_SHOWN = 2  # prompts
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A rollout of a few prompts: what was drawn, what it scored, what it took."""
-
-    prompts: Sequence[Prompt]
-    drawn: Sequence[Sequence[Completion]]
-    scored: Sequence[ScoredGroup]
-    faults: Sequence[Fault]
-    sample_s: float
-    score_s: float
-
-    @property
-    def answers(self) -> list[Completion]:
-        return [completion for own in self.drawn for completion in own]
+from grpo.trial import Trial, check_probes, roll_out
 
 
 def check(config: GrpoConfig, *, console: Console | None = None, memory: int | None = None) -> int:
-    """Look at everything, show what is found; the exit code. `memory` stands for the bytes there are, for trying out."""
+    """Look at everything, show what is found; returns the exit code. `memory` stands for the bytes there are."""
     report = Report(console or Console())
     quiet_libraries()
     with report.part("configuration and folder"):
@@ -74,73 +47,34 @@ def check(config: GrpoConfig, *, console: Console | None = None, memory: int | N
     with report.part("rewards"):
         scorer = Scorer(config.rewards, config.scoring)
         report.ok(f"loaded: {', '.join(scorer.names)}")
-    try:
+    with contextlib.nullcontext() if scorer is None else scorer:
         if scorer is not None:
             with report.part("measure of success"):
                 check_names(config, scorer)
-                report.ok(f"an answer is right with at least {config.eval.threshold:g} of {_correct(config, scorer)}")
+                measure = config.eval.correct or scorer.names[0]
+                report.ok(f"an answer is right with at least {config.eval.threshold:g} of {measure}")
         _check_rest(config, scorer, report, memory)
-    finally:
-        if scorer is not None:
-            scorer.close()
     return report.finish()
-
-
-def _correct(config: GrpoConfig, scorer: Scorer) -> str:
-    return config.eval.correct or scorer.names[0]
 
 
 def _check_rest(config: GrpoConfig, scorer: Scorer | None, report: Report, memory: int | None) -> None:
     """Model, data, and with both of them rollouts, memory, loss and time."""
-    with report.part("model"):
-        loaded = _load_model(config, report)
+    loaded = load_model(config.model, config.lora, config.run, lambda policy: make_encoder(policy, config), report)
     if loaded is None:
-        with report.part("data"):
-            for source in (*config.data.train, *config.data.heldout):
-                if Path(source).suffix:
-                    read_rows(source, limit=1)
-            report.warning("nothing more was checked of the data, for its tokens are the model's")
+        check_sources((*config.data.train, *config.data.heldout), report)
         return
-    runtime, policy, encoder = loaded
-    train, heldout = _check_data(config, policy, encoder, scorer, report)
-    with report.part("weights and attention"):
-        check_weights(policy, config.model.path)
-        report.ok("all weights are finite")
-    if not train or report.findings[-1].level == "error":
+    train, heldout = _check_data(config, loaded.policy, loaded.encoder, scorer, report)
+    if not train or not loaded.sound:
         return
-    engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast)
+    engine = LogprobEngine(loaded.policy, config.model.attention, autocast=loaded.runtime.autocast)
     report.notes(engine.notices)
     trial: Trial | None = None
     if scorer is not None:
         with report.part("rewards of the base model's answers"):
-            trial = _roll_out(config, engine, encoder, scorer, train, report)
-            _check_probes(config, encoder, scorer, trial, report)
+            trial = roll_out(config, engine, loaded.encoder, scorer, train, report)
+            check_probes(config, loaded.encoder, scorer, trial, report)
     with report.part("memory, loss and time"):
-        _check_step(config, engine, runtime, train, heldout, trial, report, memory)
-
-
-def _load_model(config: GrpoConfig, report: Report) -> tuple[Runtime, Policy, TextEncoder] | None:
-    """Model and tokenizer, or None, said, where they cannot be loaded."""
-    try:
-        runtime = Runtime(
-            mixed_precision=config.run.mixed_precision,
-            trackers=config.run.trackers,
-            folder=RunFolder.of(config.run).path,
-            seed=config.run.seed,
-        )
-        policy = Policy.load(config.model, config.lora, seed=config.run.seed, device=runtime.device)
-        encoder = make_encoder(policy, config)
-    except UserError as error:
-        report.error(str(error))
-        return None
-    trained = sum(p.numel() for p in policy.trainable().values())
-    everything = sum(p.numel() for p in policy.model.parameters())
-    report.ok(f"{config.model.path}: {everything:,} weights, {trained:,} of them trained, on {policy.device}")
-    try:
-        check_disk(policy, config.run, report)
-    except UserError as error:
-        report.error(str(error))
-    return runtime, policy, encoder
+        _check_step(config, engine, loaded.runtime, train, heldout, trial, report, memory)
 
 
 def _check_data(
@@ -197,117 +131,6 @@ def _tell_account(account: PromptReport, report: Report) -> None:
         report.warning(f"{account.repeated} prompts are exact duplicates of others: they are asked more often")
 
 
-# --- answers and rewards
-
-
-def _roll_out(
-    config: GrpoConfig,
-    engine: LogprobEngine,
-    encoder: TextEncoder,
-    scorer: Scorer,
-    train: Sequence[Prompt],
-    report: Report,
-) -> Trial:
-    """Answers to the first prompts of the run, and to more of them where none of these would teach anything."""
-    order = EpochOrder(len(train), seed=config.run.seed)
-    trial = _drawn(config, engine, encoder, scorer, [train[order[i]] for i in range(_TRIAL_PROMPTS)], 0)
-    scored = list(trial.scored)
-    if not any(one.has_signal for one in scored) and len(trial.faults) < len(trial.answers):
-        more = [train[order[i]] for i in range(_TRIAL_PROMPTS, _TRIAL_PROMPTS + _MORE_PROMPTS)]
-        scored += _drawn(config, engine, encoder, scorer, more, _TRIAL_PROMPTS).scored
-    _show_answers(trial, engine, encoder, report)
-    _tell_faults(config, scorer, trial, report)
-    tell_scores({name: [v for one in scored for v in one.by_reward[name]] for name in scored[0].by_reward}, report)
-    with_signal = sum(one.has_signal for one in scored)
-    line = f"{with_signal} of {len(scored)} groups have answers of different reward"
-    if not with_signal:
-        report.error(
-            f"{line}: nothing would be learned. Remedy: easier or harder prompts, a base model that is sometimes "
-            "right, more completions per prompt, or a reward with steps between its least and its most"
-        )
-    elif with_signal <= len(scored) // 4:
-        report.warning(f"{line}; the others teach nothing")
-    else:
-        report.ok(line)
-    return trial
-
-
-def _drawn(
-    config: GrpoConfig,
-    engine: LogprobEngine,
-    encoder: TextEncoder,
-    scorer: Scorer,
-    prompts: Sequence[Prompt],
-    first: int,
-) -> Trial:
-    started = time.perf_counter()
-    drawn = draw_answers(
-        engine,
-        encoder,
-        prompts,
-        n=config.rollout.completions_per_prompt,
-        params=SamplingParams.of(config.sampling),
-        seed=config.run.seed,
-        streams=range(first, first + len(prompts)),
-    )
-    sampled = time.perf_counter()
-    scored, faults = score_answers(scorer, encoder, prompts, drawn)
-    return Trial(prompts, drawn, scored, faults, sampled - started, time.perf_counter() - sampled)
-
-
-def _show_answers(trial: Trial, engine: LogprobEngine, encoder: TextEncoder, report: Report) -> None:
-    for prompt, one, own in list(zip(trial.prompts, trial.scored, trial.drawn, strict=True))[:_SHOWN]:
-        scored = own if one.group is None else one.group.completions
-        group = Group(key=prompt.key, prompt_ids=prompt.prompt_ids, completions=tuple(scored[:2]))
-        report.show(marked(group, encoder.tokenizer, report.console))
-    answers = trial.answers
-    report.show(histogram([len(c.token_ids) for c in answers], "completion tokens", console=report.console))
-    cut = sum(not completion.finished for completion in answers)
-    say = report.warning if cut > 0.3 * len(answers) else report.ok
-    say(f"{cut} of {len(answers)} answers are cut at sampling.max_new_tokens")
-
-
-def _tell_faults(config: GrpoConfig, scorer: Scorer, trial: Trial, report: Report) -> None:
-    """Faults of rewards, and what a call takes."""
-    if trial.faults:
-        fault = trial.faults[0]
-        line = (
-            f"reward {fault.reward} {fault.kind} on {len(trial.faults)} of {len(trial.answers)} answers: "
-            f"{fault.message}; prompt {fault.prompt[-200:]!r}, completion {fault.completion[:200]!r}"
-        )
-        fatal = len(trial.faults) >= len(trial.answers) or config.scoring.on_fault == "fail"
-        (report.error if fatal else report.warning)(line)
-    each = trial.score_s / len(trial.prompts)
-    say = report.warning if each > config.scoring.time_limit / 2 else report.ok
-    say(f"scoring takes {each:.2g} s per group (all {len(scorer.names)} rewards, limit {config.scoring.time_limit:g} s)")
-
-
-def _check_probes(config: GrpoConfig, encoder: TextEncoder, scorer: Scorer, trial: Trial, report: Report) -> None:
-    """Whether answers without merit are paid, or length alone is."""
-    totals = [(c.score, len(c.token_ids)) for one in trial.scored if one.group for c in one.group.completions]
-    if not totals:
-        return
-    check_length([score for score, _ in totals], [length for _, length in totals], report)
-    made = [
-        (probe, prompt)
-        for index, (prompt, own) in enumerate(zip(trial.prompts, trial.drawn, strict=True))
-        for probe in probes(
-            prompt_text(prompt.row), own[0].token_ids, encoder, group=index, most_tokens=config.sampling.max_new_tokens
-        )
-    ]
-    scored = scorer.score([prompt.row for _, prompt in made], [probe.answer for probe, _ in made], counted=False)
-    judge_probes([probe.name for probe, _ in made], scored.totals, [score for score, _ in totals], report)
-    if scored.faults and not trial.faults:
-        fault = scored.faults[0]
-        report.warning(
-            f"reward {fault.reward} {fault.kind} on {len(scored.faults)} of {len(made)} made-up answers: {fault.message}; "
-            f"completion {fault.completion[:200]!r}"
-        )
-
-
-# --- memory, loss, time
-
-
 def _check_step(
     config: GrpoConfig,
     engine: LogprobEngine,
@@ -355,7 +178,7 @@ def _check_step(
     part = reference_logprobs(
         engine, part, tokens_per_forward=config.run.tokens_per_forward, temperature=config.sampling.temperature
     )
-    objective = GrpoObjective(config.loss, config.sampling.temperature, config.loss.constant_length or most)
+    objective = GrpoObjective(config.loss, config.loss.constant_length or most, temperature=config.sampling.temperature)
     step = trial_step(objective, _as_rollout(part), engine=engine, runtime=runtime, report=report)
     if trial is not None:
         _say_time(config, len(heldout), trial, step, report)
@@ -394,13 +217,14 @@ def _as_rollout(groups: Sequence[Group]) -> list[Group]:
 
 def _told_apart(completions: Sequence[Completion]) -> list[Completion]:
     """Every other answer one token shorter, so that equal texts of opposite advantage do not cancel."""
-    shorter = [
-        replace(c, token_ids=c.token_ids[:-1], reference_logp=None if c.reference_logp is None else c.reference_logp[:-1])
-        if j % 2 and len(c.token_ids) > 1
-        else c
-        for j, c in enumerate(completions)
-    ]
-    return shorter
+    return [_without_last(c) if j % 2 and len(c.token_ids) > 1 else c for j, c in enumerate(completions)]
+
+
+def _without_last(completion: Completion) -> Completion:
+    known = completion.reference_logp
+    return replace(
+        completion, token_ids=completion.token_ids[:-1], reference_logp=None if known is None else known[:-1]
+    )
 
 
 def _check_start(config: GrpoConfig, engine: LogprobEngine, trial: Trial, report: Report) -> None:

@@ -46,7 +46,7 @@ def prepare(config: GrpoConfig, scorer: Scorer, runtime: Runtime, faults: FaultL
     scorer.check_rows([prompt.row for prompt in everything], [prompt.key for prompt in everything])
     engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast)
     notes = [f"{part}: {line}" for part, report in reports.items() for line in report.lines()]
-    notes += [*engine.notices, *precisiondoubts(config.model, config.lora)]
+    notes += [*engine.notices, *precision_doubts(config.model, config.lora)]
     notes += doubts(config)
     trained = {prompt.prompt_ids for prompt in train}
     if leaked := [prompt.key for prompt in heldout if prompt.prompt_ids in trained]:

@@ -1,10 +1,9 @@
-"""Counts the bytes of tensors that are alive, and their peak, without looking at any value. Knows nothing of training."""
+"""Counts the bytes of living tensors, and their peak, without looking at any value. Knows nothing of training."""
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

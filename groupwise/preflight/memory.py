@@ -9,14 +9,13 @@ Legend: S tokens in the row, V vocabulary.
 """
 
 import copy
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
@@ -30,6 +29,13 @@ from groupwise.train.optimizer import make_optimizer
 _CUDA_WORKSPACE = 32 * 2**20  # what cuBLAS asks for at its first product
 _OWN_PAGES = 32 * 2**20  # glibc gives larger pieces pages of their own; the others come from a heap with holes
 _HOLES = 1.6
+_CGROUP = tuple(  # limit and use, of version 2 and of version 1
+    (Path("/sys/fs/cgroup") / limit, Path("/sys/fs/cgroup") / used)
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    )
+)
 _FIRST_ROOM = 32  # tokens of a completion that decoding makes room for at first, then twice as many
 
 
@@ -46,9 +52,7 @@ class Prediction:
         return self.loaded + max(self.training, self.sampling)
 
 
-def training_bytes(
-    engine: LogprobEngine, part: Sequence[Group], optimizer: OptimizerSection, *, several: bool
-) -> int:
+def training_bytes(engine: LogprobEngine, part: Sequence[Group], optimizer: OptimizerSection, *, several: bool) -> int:
     """Bytes that a step takes at its peak besides the loaded model, `part` being its largest micro-batch.
 
     `several`: the step has other micro-batches, whose gradients are there already. The optimizer's state is counted:
@@ -75,7 +79,7 @@ def training_bytes(
 
 
 def _on_heap(size: int) -> int:
-    """What a tensor of `size` bytes costs a process on Linux: its own pages where it is large, else a share of holes."""
+    """What a tensor of `size` bytes costs a process on Linux: its pages where it is large, else also some holes."""
     return size if size >= _OWN_PAGES else int(size * _HOLES)
 
 
@@ -182,8 +186,8 @@ def memory_there(device: torch.device) -> int | None:
     if not available:
         return None
     limits = [available + resident_bytes()]
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
-        allowed, taken = _number(Path("/sys/fs/cgroup") / limit), _number(Path("/sys/fs/cgroup") / used)
+    for limit, used in _CGROUP:
+        allowed, taken = _number(limit), _number(used)
         if allowed is not None and taken is not None:
             limits.append(allowed - taken + resident_bytes())
     return min(limits)

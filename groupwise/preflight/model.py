@@ -1,23 +1,65 @@
-"""Is the model fit to be trained: finite weights, one real forward and backward pass. Knows no method's loss.
+"""Is the model fit to be trained: it loads, its weights are finite, one real forward and backward pass works.
+
+Knows no method's loss.
 
 Legend: T completion tokens.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from groupwise.errors import UserError
+from groupwise.data.text import TextEncoder
 from groupwise.groups import Group, forward_tokens
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.policy import Policy
+from groupwise.preflight.folder import check_disk
 from groupwise.preflight.report import Report
+from groupwise.sections import LoraSection, ModelSection, RunSection
 from groupwise.train.objective import Objective
+from groupwise.train.run_folder import RunFolder
 from groupwise.train.runtime import Runtime
 from groupwise.train.step import accumulate_gradient
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What everything else is checked with; `sound`: its weights are numbers, so that it can be run."""
+
+    runtime: Runtime
+    policy: Policy
+    encoder: TextEncoder
+    sound: bool
+
+
+def load_model(
+    model: ModelSection,
+    lora: LoraSection | None,
+    run: RunSection,
+    encode: Callable[[Policy], TextEncoder],
+    report: Report,
+) -> Loaded | None:
+    """Model and tokenizer as a run would load them, or None, said, where they cannot be loaded."""
+    with report.part("model"):
+        runtime = Runtime(
+            mixed_precision=run.mixed_precision,
+            trackers=run.trackers,
+            folder=RunFolder.of(run).path,
+            seed=run.seed,
+        )
+        policy = Policy.load(model, lora, seed=run.seed, device=runtime.device)
+        encoder = encode(policy)
+        trained = sum(p.numel() for p in policy.trainable().values())
+        everything = sum(p.numel() for p in policy.model.parameters())
+        report.ok(f"{model.path}: {everything:,} weights, {trained:,} of them trained, on {policy.device}")
+        sound = _check_weights(policy, model.path, report)
+        with report.guard():
+            check_disk(policy, run, report)
+        return Loaded(runtime, policy, encoder, sound)
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +77,17 @@ class TrialStep:
         return self.seconds / self.tokens
 
 
-def check_weights(policy: Policy, path: str) -> None:
-    """Raise UserError naming a weight that is NaN or infinite."""
+def _check_weights(policy: Policy, path: str, report: Report) -> bool:
+    """Whether all weights are finite; says so, or names one that is not."""
     bad = [name for name, p in policy.model.named_parameters() if not bool(torch.isfinite(p).all())]
     if bad:
-        raise UserError(
+        report.error(
             f"model.path: {path}: {len(bad)} weights hold NaN or infinity, such as {bad[0]}; download or convert the "
             "model again"
         )
+    else:
+        report.ok("all weights are finite")
+    return not bad
 
 
 def trial_step(
@@ -56,6 +101,7 @@ def trial_step(
     tokens = sum(map(forward_tokens, part))
     started = time.perf_counter()
     try:
+        objective = objective.for_step(part, engine=engine, runtime=runtime, tokens_per_forward=tokens)
         sums = accumulate_gradient(objective, part, engine=engine, runtime=runtime, tokens_per_forward=tokens)
         norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]).item()
     finally:

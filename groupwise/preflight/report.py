@@ -35,6 +35,12 @@ class Report:
         """A part of the check under its own heading; what a run would stop for becomes an error of the report."""
         self.console.print()
         self.console.print(Text(title, style="bold"))
+        with self.guard():
+            yield
+
+    @contextmanager
+    def guard(self) -> Generator[None, None, None]:
+        """What a run would stop for becomes an error of the report, and the check goes on behind the block."""
         try:
             yield
         except (UserError, RunStopped) as error:

@@ -53,8 +53,9 @@ def tell_scores(by_reward: Mapping[str, Sequence[float | None]], report: Report)
         if len(known) < len(values):
             report.warning(f"reward {name}: has no score for {len(values) - len(known)} of {len(values)} answers")
     for one, other in combinations(by_reward, 2):
-        pairs = [(a, b) for a, b in zip(by_reward[one], by_reward[other], strict=True) if a is not None and b is not None]
-        agreement = rank_correlation([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
+        both = zip(by_reward[one], by_reward[other], strict=True)
+        pairs = [(a, b) for a, b in both if a is not None and b is not None]
+        agreement = rank_correlation([a for a, _ in pairs], [b for _, b in pairs])
         if agreement is None:
             continue
         line = f"rewards {one} and {other}: rank correlation {agreement:.2f}"
@@ -87,9 +88,7 @@ class Probe:
     answer: Answer
 
 
-def probes(
-    prompt: str, sample: Sequence[int], encoder: TextEncoder, *, group: int, most_tokens: int
-) -> list[Probe]:
+def probes(prompt: str, sample: Sequence[int], encoder: TextEncoder, *, group: int, most_tokens: int) -> list[Probe]:
     """Answers to `prompt` without merit, each as the sampler could have drawn it; `sample` is a real answer's ids."""
     end = min(encoder.stop_ids)
     real = [i for i in sample if i not in encoder.stop_ids] or [end]

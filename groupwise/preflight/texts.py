@@ -69,8 +69,8 @@ def check_ends(
         share = endless / len(completions)
         say = report.warning if share > 0.1 else report.ok
         say(
-            f"{endless} of {len(completions)} completions ({share:.0%}) have no end-of-sequence token, for they are cut; "
-            "a model that mostly sees cut texts learns not to stop"
+            f"{endless} of {len(completions)} completions ({share:.0%}) have no end-of-sequence token, for they are "
+            "cut; a model that mostly sees cut texts learns not to stop"
         )
     elif completions:
         report.ok(f"every completion ends with one of {_names(encoder.stop_ids, tokenizer)}, which is trained too")
@@ -78,16 +78,18 @@ def check_ends(
     if ends and not ends & encoder.stop_ids:
         report.warning(
             f"the model's configuration ends texts with {_names(ends, tokenizer)}, the tokenizer with "
-            f"{_names(encoder.stop_ids, tokenizer)}; set eos_token in tokenizer_config.json to what the model was taught"
+            f"{_names(encoder.stop_ids, tokenizer)}; set eos_token in tokenizer_config.json to what the model "
+            "was taught"
         )
 
 
 def check_template(encoder: TextEncoder, report: Report) -> None:
-    """Whether the chat template of the tokenizer ends an assistant's turn; called where the data holds chat messages."""
+    """Whether the chat template ends an assistant's turn; to be asked where the data holds chat messages."""
     if encoder.turn_end is None:
         report.warning(
             "the chat template writes no end-of-sequence token behind an assistant's words; completions are trained to "
-            f"end with {encoder.tokenizer.eos_token!r}, so whoever uses the model must stop there; add it to the template"
+            f"end with {encoder.tokenizer.eos_token!r}, so whoever uses the model must stop there; add it to the "
+            "template"
         )
     else:
         report.ok(f"the chat template ends an assistant's turn with {encoder.turn_end!r}")
