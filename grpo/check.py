@@ -43,10 +43,7 @@ def check(config: GrpoConfig, *, console: Console | None = None, memory: int | N
         report.ok("the configuration holds no unknown key and no value out of range")
         report.notes([*doubts(config), *precision_doubts(config.model, config.lora)])
         check_folder(config, config.run, report)
-    scorer: Scorer | None = None
-    with report.part("rewards"):
-        scorer = Scorer(config.rewards, config.scoring)
-        report.ok(f"loaded: {', '.join(scorer.names)}")
+    scorer = _load_rewards(config, report)
     with contextlib.nullcontext() if scorer is None else scorer:
         if scorer is not None:
             with report.part("measure of success"):
@@ -55,6 +52,15 @@ def check(config: GrpoConfig, *, console: Console | None = None, memory: int | N
                 report.ok(f"an answer is right with at least {config.eval.threshold:g} of {measure}")
         _check_rest(config, scorer, report, memory)
     return report.finish()
+
+
+def _load_rewards(config: GrpoConfig, report: Report) -> Scorer | None:
+    """The rewards in their workers, or None, said, where one cannot be loaded."""
+    with report.part("rewards"):
+        scorer = Scorer(config.rewards, config.scoring)
+        report.ok(f"loaded: {', '.join(scorer.names)}")
+        return scorer
+    return None
 
 
 def _check_rest(config: GrpoConfig, scorer: Scorer | None, report: Report, memory: int | None) -> None:

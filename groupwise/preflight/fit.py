@@ -66,7 +66,8 @@ def check_memory(
         report.error(f"{line}; lower sampling.rows_at_once or sampling.max_new_tokens")
     if loaded + prediction.training <= there:
         return Fit(tokens, prediction)
-    fitting = _largest_fitting(needed, tokens, prediction.training, there - loaded)
+    used = max(sum(map(forward_tokens, part)) for part in largest(tokens))  # a step may hold less than allowed
+    fitting = _largest_fitting(needed, used, prediction.training, there - loaded)
     if fitting is None:
         report.error(
             f"{line}; a single group is too much: set model.gradient_checkpointing true, train an adapter (lora), or "

@@ -81,8 +81,9 @@ def _check_weights(policy: Policy, path: str, report: Report) -> bool:
     """Whether all weights are finite; says so, or names one that is not."""
     bad = [name for name, p in policy.model.named_parameters() if not bool(torch.isfinite(p).all())]
     if bad:
+        first = bad[0].removeprefix("base_model.model.").replace(".base_layer.", ".")  # as the file calls it
         report.error(
-            f"model.path: {path}: {len(bad)} weights hold NaN or infinity, such as {bad[0]}; download or convert the "
+            f"model.path: {path}: {len(bad)} weights hold NaN or infinity, such as {first}; download or convert the "
             "model again"
         )
     else:

@@ -99,7 +99,7 @@ def probes(prompt: str, sample: Sequence[int], encoder: TextEncoder, *, group: i
     repeated = encoded(" the") or real[:1]
     bodies = {
         "the empty answer": [],
-        "repetition of one word": (repeated * most_tokens)[: max(1, most_tokens // 2)],
+        "repetition of one word": (repeated * most_tokens)[: most_tokens - 1],
         "a very long answer": (real * most_tokens)[: most_tokens - 1],
         "a copy of the prompt": encoded(prompt)[: most_tokens - 1],
     }
