@@ -26,7 +26,7 @@ lint: $(VENV)/ready-dev
 	$(VENV)/bin/pyright
 
 test: lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --dist loadfile
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,6 +1,7 @@
 """Shared fixtures: a tiny random GPT-2 with its own tokenizer, and groups made of random ids."""
 
 import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from groupwise.groups import Completion, Group
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One thread for each worker and for what it starts: threads of several processes on one core wait for each other.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 # What starts pytest in the background may have switched Ctrl-C off.
 signal.signal(signal.SIGINT, signal.default_int_handler)

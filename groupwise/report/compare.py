@@ -12,7 +12,7 @@ from typing import Any
 from groupwise.config import settings
 from groupwise.observe.samples import PromptSamples
 from groupwise.observe.statistics import Figure, paired_difference
-from groupwise.report.curves import chart
+from groupwise.report.curves import chart, thinned
 from groupwise.report.page import render, written
 from groupwise.report.prompts import answer_score
 from groupwise.report.record import RunRecord
@@ -132,7 +132,7 @@ def _overlaid(question: str, records: Sequence[RunRecord], names: Sequence[str])
                 type(panel)(
                     title=titled, y_label=panel.y_label, lines={name: name for name in names}, limits=panel.limits
                 ),
-                rows,
+                *thinned(rows),
             )
             if drawn is not None:
                 found.append(drawn)

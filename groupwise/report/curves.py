@@ -9,23 +9,25 @@ MOST_POINTS = 4000  # of one curve; each is then the mean of several steps, and 
 _DIGITS = 5
 
 
-def chart(panel: Panel, rows: Sequence[Mapping[str, float]]) -> dict[str, Any] | None:
-    """A panel's lines over the steps, held-out values and their intervals beside them; None where nothing is logged."""
+def chart(panel: Panel, rows: Sequence[Mapping[str, float]], width: int) -> dict[str, Any] | None:
+    """A panel's lines over the steps, held-out values and their intervals beside them; None where nothing is logged.
+
+    `rows` and `width` are what `thinned` gives.
+    """
     logged = {name for row in rows for name in row}
     names = [name for name in panel.lines.values() if name in logged]
     held_out = [f"eval/{name}" for name in panel.lines.values() if f"eval/{name}" in logged]
     if not names and not held_out:
         return None
-    merged, width = thinned(rows)
     labels = {name: label for label, name in panel.lines.items()}
-    series = [_series(merged, name, labels[name], held_out=name.startswith("eval/")) for name in names]
+    series = [_series(rows, name, labels[name], held_out=name.startswith("eval/")) for name in names]
     for name in held_out:
         label = f"{labels[name.removeprefix('eval/')]}, held-out"
-        series.append(_series(merged, name, label, held_out=True))
+        series.append(_series(rows, name, label, held_out=True))
     return {
         "title": panel.title,
         "unit": panel.y_label,
-        "x": [int(row["step"]) for row in merged],
+        "x": [int(row["step"]) for row in rows],
         "series": series,
         "limits": list(panel.limits),
         "reference": panel.reference,

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from groupwise.report.curves import chart
+from groupwise.report.curves import chart, thinned
 from groupwise.report.facts import facts
 from groupwise.report.prompts import WAYS, Ways, compared, ways
 from groupwise.report.record import RunRecord
@@ -34,8 +34,9 @@ def report_page(record: RunRecord) -> str:
     """The page of one run."""
     found = ways(record)
     shown, selection = compared(record)
+    points, width = thinned(record.rows)
     charts = {
-        question: [drawn for panel in panels if (drawn := chart(panel, record.rows)) is not None]
+        question: [drawn for panel in panels if (drawn := chart(panel, points, width)) is not None]
         for question, panels in record.method.questions.items()
     }
     data = {

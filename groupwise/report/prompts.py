@@ -20,7 +20,7 @@ WAYS: dict[Way, str] = {
     "never": "never passed",
 }
 _FLIPS = 3
-_MOST_WORDS = 800  # and spaces; comparing takes the square of it
+_MOST_WORDS = 400  # comparing takes the square of it
 MOST_WAYS = 600  # prompts and evaluations whose values a page holds
 MOST_STEPS = 80
 MOST_COMPARED = 360  # prompts whose answers it holds
@@ -175,14 +175,14 @@ def _shown(answers: Answers) -> Sample:
 def word_differences(before: str, after: str) -> tuple[list[Words], list[Words], float]:
     """Both texts in pieces, those that the other lacks marked, and the share of words that differ.
 
-    Of long texts the beginning is compared, the rest is a piece of its own.
+    A word takes the blanks behind it along. Of long texts the beginning is compared, the rest is a piece of its own.
 
-    >>> old, new, change = word_differences("a good film", "a bad film")
+    >>> old, new, _ = word_differences("a good film", "a bad film")
     >>> [piece.text for piece in old if piece.changed], [piece.text for piece in new if piece.changed]
-    (['good'], ['bad'])
+    (['good '], ['bad '])
     """
-    old, new = (re.findall(r"\s+|\S+", text)[:_MOST_WORDS] for text in (before, after))
-    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
+    old, new = (re.findall(r"^\s+|\S+\s*", text)[:_MOST_WORDS] for text in (before, after))
+    matcher = difflib.SequenceMatcher(None, old, new)  # passes over what is everywhere in long texts
     left: list[Words] = []
     right: list[Words] = []
     for tag, a, b, c, d in matcher.get_opcodes():
