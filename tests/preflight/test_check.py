@@ -2,10 +2,10 @@
 
 import json
 import shutil
-from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from rich.console import Console
@@ -369,7 +369,10 @@ def test_a_problem_of_a_grpo_run_is_found(name: str, site: Site, capsys: pytest.
     finds(site, train_grpo.main, GRPO, parts, capsys)
 
 
-Usage = namedtuple("Usage", "total used free")
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
 
 
 def test_a_disk_without_room_is_found(
