@@ -216,14 +216,15 @@ def _say_time(
     seconds_per_prompt: float,
     report: Report,
 ) -> None:
-    """The trial's speed times all there is to do; forward passes alone count a third."""
+    """The trial's speed times all there is to do, rather too much; forward passes alone count a third."""
     trained, held = (sum(map(forward_tokens, part)) for part in (groups, heldout))
     evaluations = source.total_steps // config.eval.every if config.eval.every else 0
     learning = trained * config.epochs * trial.seconds_per_token
     reading = (trained + held * (evaluations + 4)) * trial.seconds_per_token / 3
     sampling = 2 * min(config.eval.prompts, len(heldout)) * seconds_per_prompt
+    whole = duration(learning + reading + sampling)
     report.ok(
-        f"time, very roughly: {duration(learning + reading + sampling)} for {source.total_steps} steps and "
+        f"time, at the speed of this trial: {whole} for {source.total_steps} steps and "
         f"{evaluations} evaluations (learning {duration(learning)}, reference and evaluation {duration(reading)}, "
         f"sampling {duration(sampling)})"
     )

@@ -260,7 +260,7 @@ def _check_start(config: GrpoConfig, engine: LogprobEngine, trial: Trial, report
 
 
 def _say_time(config: GrpoConfig, heldout: int, trial: Trial, step: TrialStep, report: Report) -> None:
-    """The trial's speed times all there is to do; a forward pass alone counts a third."""
+    """The trial's speed times all there is to do, rather too much; a forward pass alone counts a third."""
     per_prompt = (trial.sample_s + trial.score_s) / len(trial.prompts)
     per_answer = per_prompt / config.rollout.completions_per_prompt
     tokens = statistics.fmean(
@@ -273,8 +273,9 @@ def _say_time(config: GrpoConfig, heldout: int, trial: Trial, step: TrialStep, r
     sampling = prompts * per_prompt
     evaluations = config.steps // config.eval.every if config.eval.every else 0
     judging = heldout * per_answer * (evaluations + 2 * (1 + config.eval.samples_per_prompt))
+    whole = duration(sampling + reading + learning + judging)
     report.ok(
-        f"time, very roughly: {duration(sampling + reading + learning + judging)} for {config.steps} steps and "
-        f"{evaluations} evaluations (rollouts {duration(sampling)}, learning {duration(learning + reading)}, "
+        f"time, at the speed of this trial: {whole} for {config.steps} steps and {evaluations} "
+        f"evaluations (rollouts {duration(sampling)}, learning {duration(learning + reading)}, "
         f"evaluation {duration(judging)})"
     )
