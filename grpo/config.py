@@ -122,6 +122,20 @@ class GrpoLossSection(Section):
         return 1.0 if self.reference == "copy" else self.reference_mix
 
 
+class RewardModelSection(Section):
+    """A reward model that learns during the run from answers that the rewards ordered; Algorithm 1 of the paper."""
+
+    path: str | None = Field(default=None, description="folder or hub id it starts from; null: model.path")
+    rank: int = Field(default=8, ge=1, description="of its own adapter")
+    learning_rate: float = Field(default=1e-3, gt=0, description="the paper's 7B model: 2e-5")
+    first_prompts: int = Field(default=128, ge=1, description="prompts that it learns from before the first step")
+    every: int = Field(default=10, ge=1, description="optimizer steps between updates; acts from the next rollout on")
+    replay: float = Field(default=0.1, ge=0, lt=1, description="share of earlier groups among those of an update")
+    history: int = Field(default=1000, ge=1, description="earlier groups that are kept for that, and in checkpoints")
+    epochs: int = Field(default=1, ge=1, description="passes over the groups of an update")
+    groups_per_step: int = Field(default=16, ge=1, description="groups in one of its optimizer steps")
+
+
 class GrpoEvalSection(Section):
     """What is measured on held-out prompts."""
 

@@ -83,9 +83,21 @@ class LogprobEngine:
         """Log-probs of every completion token of the batch at a sampling temperature; differentiable."""
         return self._score(batch, self.method, temperature)
 
-    def _score(self, batch: GroupBatch, method: Method, temperature: float) -> TokenScores:
+    def states(self, batch: GroupBatch) -> Tensor:
+        """The last layer's states that predict each completion token, [T, D]; differentiable.
+
+        Raises ValueError for a model whose head is not ours, as nothing but its logits is to be had then.
+        """
+        if self.policy.head_error is not None:
+            raise ValueError("the states of this model cannot be read")
+        return self._states(batch, self.method)
+
+    def _states(self, batch: GroupBatch, method: Method) -> Tensor:
         with self.autocast():
-            states = self._shared_states(batch) if method == "shared" else self._repeated_states(batch)
+            return self._shared_states(batch) if method == "shared" else self._repeated_states(batch)
+
+    def _score(self, batch: GroupBatch, method: Method, temperature: float) -> TokenScores:
+        states = self._states(batch, method)
         head = self.policy.output_head()
         if head is None:
             return _from_logits(states, batch.target_T, temperature)
