@@ -72,16 +72,15 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Figures before and after; what the share of `judged` (held-out pairs, completions) has gained, group by group."""
+    """Figures before and after, and what the share of pairs ranked as labelled has gained, group by group."""
 
     before: Figures
     after: Figures
     gains: Sequence[float]
-    judged: str
 
     def as_dict(self, folder: RunFolder, alarms: Sequence[str]) -> dict[str, object]:
         """What summary.json holds of it; samples.jsonl is read for the verdict."""
-        decided = judge(self.before, self.after, read_samples(folder.samples), self.gains, alarms, self.judged)
+        decided = judge(self.before, self.after, read_samples(folder.samples), self.gains, alarms)
         return {"verdict": decided.as_dict(), "before": as_json(self.before), "after": as_json(self.after)}
 
 
@@ -91,11 +90,12 @@ def judge_pairs(engine: LogprobEngine, held_out: HeldOut) -> dict[str, list[floa
     network.
 
     A tie counts half, so a policy that equals its reference has an accuracy of 0.5: chance, and not a failure.
-    Pairs of one group are not independent: each group counts with the mean over its pairs. A labelled completion is
-    right where its reward is on its label's side of 0; its log-prob stands under chosen or rejected. Raises NotFinite.
+    Pairs of one group are not independent: each group counts with the mean over its pairs. A labelled completion makes
+    pairs with all held-out completions of the other label. Raises NotFinite.
     """
     objective = held_out.objective
     per_group: dict[str, list[float]] = {name: [] for name in list(LABELS)[:4]}
+    labelled: list[tuple[bool, float]] = []
     for part in split_by_tokens(held_out.groups, held_out.tokens_per_forward):
         batch = pack(part).to(engine.policy.device)
         if batch.reference_logp_T is not None:
@@ -105,18 +105,19 @@ def judge_pairs(engine: LogprobEngine, held_out: HeldOut) -> dict[str, list[floa
             raise NotFinite("held-out log-probs are", part)
         scores = replace(scores, logp_T=scores.logp_T.double())
         logp_R = batch.sum_per_completion(scores.logp_T)
-        margins = objective.margins(batch, scores)
-        chosen, rejected = batch.pairs_K2.unbind(dim=1)
         if objective.labelled:
-            chosen, rejected = ((batch.score_R > 0) == label for label in (True, False))
-        of_margin = batch.group_R if objective.labelled else batch.group_R[chosen]
-        for name, values, groups in (
-            ("rewards/accuracies", ranked_right(margins), of_margin),
-            ("rewards/margins", margins, of_margin),
-            ("logps/chosen", logp_R[chosen], batch.group_R[chosen]),
-            ("logps/rejected", logp_R[rejected], batch.group_R[rejected]),
-        ):
-            per_group[name] += _means(values, groups, len(part))
+            desirable_R = batch.score_R > 0
+            labelled += list(zip(desirable_R.tolist(), objective.rewards(batch, scores).tolist(), strict=True))
+            per_group["logps/chosen"] += logp_R[desirable_R].tolist()
+            per_group["logps/rejected"] += logp_R[~desirable_R].tolist()
+            continue
+        margin_K = objective.margins(batch, scores)
+        chosen_K, rejected_K = batch.pairs_K2.unbind(dim=1)
+        values = (ranked_right(margin_K), margin_K, logp_R[chosen_K], logp_R[rejected_K])
+        for name, value_K in zip(per_group, values, strict=True):
+            per_group[name] += _means(value_K, batch.group_R[chosen_K], len(part))
+    if labelled:
+        per_group["rewards/accuracies"], per_group["rewards/margins"] = _against_the_other_label(labelled)
     return {name: values for name, values in per_group.items() if values}
 
 
@@ -125,6 +126,15 @@ def _means(values_N: Tensor, group_N: Tensor, groups: int) -> list[float]:
     count_B = torch.bincount(group_N, minlength=groups)
     sum_B = values_N.new_zeros(groups).index_add(0, group_N, values_N)
     return (sum_B[count_B > 0] / count_B[count_B > 0]).tolist()
+
+
+def _against_the_other_label(labelled: Sequence[tuple[bool, float]]) -> tuple[list[float], list[float]]:
+    """Of every completion: share of those with the other label that its reward is on the right side of, mean margin."""
+    reward = {label: torch.tensor([value for own, value in labelled if own is label]) for label in (True, False)}
+    if not (len(reward[True]) and len(reward[False])):
+        return [0.5] * len(labelled), [0.0] * len(labelled)
+    margins = [value - reward[False] if desirable else reward[True] - value for desirable, value in labelled]
+    return [ranked_right(margin).mean().item() for margin in margins], [margin.mean().item() for margin in margins]
 
 
 def pair_figures(judged: Mapping[str, Sequence[float]]) -> Figures:
@@ -249,8 +259,7 @@ def before_and_after(
     # Against a reference the start is chance by definition, whatever rounding makes of its ties.
     start = [0.5] * len(judged[name]) if config.loss.needs_reference else judged_before[name]
     gains = [end - began for began, end in zip(start, judged[name], strict=True)]
-    kind = "completions" if config.loss.learns_from_labels else "pairs"
-    return Comparison(before, after, gains, f"held-out {kind} ranked as labelled")
+    return Comparison(before, after, gains)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -103,16 +103,16 @@ class DpoObjective(Objective):
 
     @torch.no_grad()
     def margins(self, batch: GroupBatch, scores: TokenScores) -> Tensor:
-        """Reward of the chosen less that of the rejected completion, [K]; of labelled data the reward, [R], negative
-        for an undesirable completion. Without gradient.
-        """
+        """Reward of the chosen less that of the rejected completion, [K], without gradient."""
         terms, part = self._terms(batch, scores), self.parts[0]
         reward = REWARDS[part.entry.reward]
-        if self.labelled:
-            reward_R = terms.apply_to_side(reward, part.keys, "all")
-            return torch.where(terms["desirable_R"], reward_R, -reward_R)
-        chosen_K, rejected_K = (terms.apply_to_side(reward, part.keys, side) for side in ("chosen", "rejected"))
-        return chosen_K - rejected_K
+        return terms.apply_to_side(reward, part.keys, "chosen") - terms.apply_to_side(reward, part.keys, "rejected")
+
+    @torch.no_grad()
+    def rewards(self, batch: GroupBatch, scores: TokenScores) -> Tensor:
+        """Reward of every labelled completion, [R], without gradient."""
+        part = self.parts[0]
+        return self._terms(batch, scores).apply_to_side(REWARDS[part.entry.reward], part.keys, "all")
 
     @property
     def starts_at(self) -> float | None:
@@ -182,13 +182,16 @@ class DpoObjective(Objective):
             sums.add(name, value_K.sum(), len(value_K))
 
     def _watch_labels(self, terms: Terms, sums: MetricSums) -> None:
-        """Desirable completions are the chosen, the others the rejected; a margin is a reward on its label's side."""
+        """Desirable completions are the chosen, the others the rejected; a margin is how far a reward is on its label's
+        side of what the loss compares it with.
+        """
         part, desirable_R = self.parts[0], terms["desirable_R"]
         reward_R = terms.apply_to_side(REWARDS[part.entry.reward], part.keys, "all")
         for name, of_R in (("chosen", desirable_R), ("rejected", ~desirable_R)):
             sums.add(f"rewards/{name}", reward_R[of_R].sum(), of_R.sum())
             sums.add(f"logps/{name}", terms["logp_R"][of_R].sum(), of_R.sum())
-        margin_R = torch.where(desirable_R, reward_R, -reward_R)
+        compared = part.keys["beta"] * self.step.kl_baseline if part.objective == "kto" else self.reward_shift
+        margin_R = torch.where(desirable_R, reward_R - compared, compared - reward_R)
         for name, value_R in (("margins", margin_R), ("accuracies", ranked_right(margin_R))):
             sums.add(f"rewards/{name}", value_R.sum(), len(value_R))
 

@@ -14,16 +14,15 @@ def judge(
     samples: Sequence[PromptSamples],
     gains: Sequence[float],
     alarms: Sequence[str],
-    judged: str,
 ) -> Verdict:
     """The ground-truth score of fresh samples decides where there is one, otherwise the held-out pairs.
 
     `gains` is what the share of pairs ranked as labelled has gained, group by group: over chance, one half, where the
-    objective has a reference, and over the model before training where it has none. `judged` names what was ranked.
+    objective has a reference, and over the model before training where it has none.
     """
     start = after["rewards/accuracies"].value - sum(gains) / len(gains)
     pairs = Change(
-        judged,
+        "held-out pairs ranked as labelled",
         Figure(start, start, start, len(gains)),
         after["rewards/accuracies"],
         mean_interval(gains),

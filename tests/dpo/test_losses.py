@@ -286,7 +286,7 @@ def test_discopop_is_logistic_on_the_wrong_side_and_exponential_on_the_right_one
 
 
 def test_discopop_rises_with_the_margin_at_the_start() -> None:
-    """Not convex: at z = 0 the change of the mixture outweighs both losses, and the slope is (1 - log 2)/(4 tau) - 3/4."""
+    """Not convex: at z = 0 the change of the mixture outweighs both losses; its slope is (1 - log 2)/(4 tau) - 3/4."""
     _, (slope, _) = pair_loss(discopop, 0.0, 0.0, beta=1.0, tau=0.05)
     assert slope == pytest.approx((1 - log(2)) / 0.2 - 0.75, rel=1e-9) and slope > 0
 
