@@ -69,7 +69,7 @@ def test_kto_learns_from_labels(command: Command, tmp_path: Path, labels: Path) 
     assert (found["before"]["rewards/accuracies"], found["before"]["rewards/margins"]) == (0.5, 0)
     assert found["after"]["rewards/margins"] > 0
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["data"]["train"]["desirable"] + summary["data"]["train"]["undesirable"] == 20
+    assert summary["data"]["train"]["desirable"] + summary["data"]["train"]["undesirable"] == 22
 
 
 def test_bco_and_labels_for_it(command: Command, tmp_path: Path, labels: Path) -> None:
