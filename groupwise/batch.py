@@ -31,6 +31,7 @@ class Span:
 class GroupBatch:
     """Some groups as one packed row, and what is known of their completions.
 
+    keys                     the groups' keys, in order
     input_ids_S, position_S  the row and the position of each token within its own sequence
     spans                    the groups' places in the row, in order
     source_T, target_T       row index whose output predicts the completion token, and the token's id
@@ -42,6 +43,7 @@ class GroupBatch:
     advantage_T              weight of each token in a policy gradient; None unless every completion has one
     """
 
+    keys: tuple[str, ...]
     input_ids_S: Tensor
     position_S: Tensor
     spans: tuple[Span, ...]
@@ -126,6 +128,7 @@ def pack(groups: Sequence[Group]) -> GroupBatch:
         pairs.extend((first_row + better, first_row + worse) for better, worse in ordered_pairs(group))
     completions = [completion for group in groups for completion in group.completions]
     return GroupBatch(
+        keys=tuple(group.key for group in groups),
         input_ids_S=torch.tensor(input_ids),
         position_S=torch.tensor(positions),
         spans=tuple(spans),

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from groupwise.batch import GroupBatch, pack, split_by_tokens, unpack_tokens
 from groupwise.groups import Completion, Group, NotFinite
 from groupwise.model.attention import IMPLEMENTATION, RowLayout
-from groupwise.model.head import rounding
+from groupwise.model.head import log_collision, rounding
 from groupwise.model.policy import Policy
 
 Method = Literal["shared", "repeat"]
@@ -28,10 +28,14 @@ Method = Literal["shared", "repeat"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenScores:
-    """What the engine says of every completion token: log-prob and entropy of its prediction, both [T], nats."""
+    """What the engine says of every completion token: log-prob and entropy of its prediction, both [T], nats.
+
+    `log_collision_T` is log sum_v p_v^2 of the prediction, without gradient; None unless it was asked for.
+    """
 
     logp_T: Tensor
     entropy_T: Tensor
+    log_collision_T: Tensor | None = None
 
 
 class LogprobEngine:
@@ -79,18 +83,24 @@ class LogprobEngine:
         with self.autocast():
             return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
-    def score(self, batch: GroupBatch, *, temperature: float = 1.0) -> TokenScores:
-        """Log-probs of every completion token of the batch at a sampling temperature; differentiable."""
-        return self._score(batch, self.method, temperature)
+    def score(self, batch: GroupBatch, *, temperature: float = 1.0, collision: bool = False) -> TokenScores:
+        """Log-probs of every completion token of the batch at a sampling temperature; differentiable.
 
-    def _score(self, batch: GroupBatch, method: Method, temperature: float) -> TokenScores:
+        `collision` asks for `log_collision_T` too, for one more vocabulary projection.
+        """
+        return self._score(batch, self.method, temperature, collision)
+
+    def _score(self, batch: GroupBatch, method: Method, temperature: float, collision: bool = False) -> TokenScores:
         with self.autocast():
             states = self._shared_states(batch) if method == "shared" else self._repeated_states(batch)
         head = self.policy.output_head()
         if head is None:
-            return _from_logits(states, batch.target_T, temperature)
+            return _from_logits(states, batch.target_T, temperature, collision)
         # Outside autocast: a log-softmax over a vocabulary of bfloat16 logits is off by percents of a nat.
-        return TokenScores(*head.token_logprobs(states, batch.target_T, temperature=temperature))
+        scores = TokenScores(*head.token_logprobs(states, batch.target_T, temperature=temperature))
+        if collision:
+            scores = replace(scores, log_collision_T=head.log_collision(states.detach(), temperature=temperature))
+        return scores
 
     def _shared_states(self, batch: GroupBatch) -> Tensor:
         """What predicts each completion token, [T, D] hidden states (or [T, V] logits), all from one packed row."""
@@ -220,11 +230,12 @@ def _not_finite(groups: Sequence[Group], logps: Sequence[Tensor]) -> list[Group]
     ]
 
 
-def _from_logits(logits_TV: Tensor, target_T: Tensor, temperature: float) -> TokenScores:
+def _from_logits(logits_TV: Tensor, target_T: Tensor, temperature: float, collision: bool = False) -> TokenScores:
     wide = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32)) / temperature
     logp_TV = wide.log_softmax(dim=-1)
     entropy_T = -(logp_TV.detach().exp() * logp_TV.detach()).sum(dim=-1)
-    return TokenScores(logp_TV.gather(1, target_T[:, None]).squeeze(1), entropy_T)
+    logp_T = logp_TV.gather(1, target_T[:, None]).squeeze(1)
+    return TokenScores(logp_T, entropy_T, log_collision(wide.detach()) if collision else None)
 
 
 def _made_up_ids(model: PreTrainedModel, length: int) -> Tensor:

@@ -76,6 +76,26 @@ class OutputHead:
         )
         return logp_T, entropy_T
 
+    @torch.no_grad()
+    def log_collision(self, hidden_TD: Tensor, *, temperature: float = 1.0, chunk: int | None = None) -> Tensor:
+        """log sum_v p_v^2 of every prediction, [T], nats: how likely two draws agree. One more projection, no gradient.
+
+        >>> OutputHead(torch.eye(2), None).log_collision(torch.zeros(1, 2))    # two tokens alike: log 1/2
+        tensor([-0.6931])
+        """
+        rows = chunk or max(1, _CHUNK_ELEMENTS.get(hidden_TD.device.type, 2**24) // self.weight_VD.shape[0])
+        parts = [log_collision(_tempered(self.logits(part_CD), temperature)) for part_CD in hidden_TD.split(rows)]
+        return torch.cat(parts)
+
+
+def log_collision(logits_TV: Tensor) -> Tensor:
+    """log sum_v p_v^2, [T], nats, where p is the softmax of the logits.
+
+    >>> log_collision(torch.tensor([[0.0, 0.0, 0.0, 0.0]]))    # four tokens alike: log 1/4
+    tensor([-1.3863])
+    """
+    return (2 * logits_TV.log_softmax(dim=-1)).logsumexp(dim=-1)
+
 
 @torch.no_grad()
 def head_error(model: PreTrainedModel) -> str | None:

@@ -67,6 +67,11 @@ class Objective(ABC):
     def denominator(self, totals: StepTotals) -> int:
         """What the step's sum is divided by."""
 
+    @property
+    def wants_collision(self) -> bool:
+        """Whether `loss_sum` reads `scores.log_collision_T`."""
+        return False
+
     def for_step(
         self, groups: Sequence[Group], *, engine: LogprobEngine, runtime: Runtime, tokens_per_forward: int
     ) -> Self:

@@ -77,3 +77,15 @@ def test_logits_of_all_tokens_never_exist_at_once() -> None:
     with Watch():
         head.token_logprobs(hidden, torch.randint(vocabulary, (tokens,)), chunk=chunk)[0].sum().backward()
     assert 0 < largest <= chunk * vocabulary
+
+
+@pytest.mark.parametrize("chunk", [1, 3, None])
+def test_log_collision_is_the_chance_that_two_draws_agree(chunk: int | None) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(11, 4, generator=generator, dtype=torch.float64)
+    hidden = torch.randn(7, 4, generator=generator, dtype=torch.float64)
+    head = OutputHead(weight, torch.randn(11, generator=generator, dtype=torch.float64), scale=1.5, softcap=3.0)
+    p = torch.softmax(head.logits(hidden) / 0.7, dim=-1)
+    assert torch.allclose(head.log_collision(hidden, temperature=0.7, chunk=chunk), (p * p).sum(-1).log(), atol=1e-12)
+    certain = OutputHead(torch.eye(3, dtype=torch.float64) * 1e4, None)
+    assert certain.log_collision(torch.eye(3, dtype=torch.float64)).abs().max() == 0
