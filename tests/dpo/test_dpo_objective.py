@@ -1,6 +1,7 @@
 """Every objective on a tiny model: any cut of the step, its own start, a short training that does what it claims."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -169,9 +170,8 @@ def test_matching_gives_the_gradient_of_sorting_the_whole_step(engine: LogprobEn
 def test_a_pair_that_stands_twice_in_a_step_takes_the_mean_of_its_places(engine: LogprobEngine) -> None:
     groups = step_groups(engine, objective("aot"), count=3)
     move(engine)
-    arguments = {"engine": engine, "runtime": RUNTIME, "tokens_per_forward": 60}
-    once = whole_step.matches_by_rank(groups, **arguments)
-    twice = whole_step.matches_by_rank([*groups, *groups], **arguments)
+    match = partial(whole_step.matches_by_rank, engine=engine, runtime=RUNTIME, tokens_per_forward=60)
+    once, twice = match(groups), match([*groups, *groups])
     for key, own in once["matched_reference_margin_K"].items():
         assert twice["matched_reference_margin_K"][key] == pytest.approx(own, rel=1e-9)
 
@@ -179,8 +179,8 @@ def test_a_pair_that_stands_twice_in_a_step_takes_the_mean_of_its_places(engine:
 def test_the_baseline_of_kto_is_the_mean_log_ratio_behind_other_prompts(engine: LogprobEngine) -> None:
     one = objective("kto")
     groups = step_groups(engine, one, count=4)
-    arguments = {"engine": engine, "runtime": RUNTIME, "tokens_per_forward": 40}
-    assert whole_step.kl_baseline(groups, **arguments) == pytest.approx(0.0, abs=1e-12)
+    baseline = partial(whole_step.kl_baseline, engine=engine, runtime=RUNTIME, tokens_per_forward=40)
+    assert baseline(groups) == pytest.approx(0.0, abs=1e-12)
     move(engine)
     ratios: list[float] = []
     for place, group in enumerate(groups):
@@ -191,9 +191,9 @@ def test_the_baseline_of_kto_is_the_mean_log_ratio_behind_other_prompts(engine: 
             with engine.policy.reference():
                 ratios.append(own - engine.score(batch).logp_T.sum().item())
     expected = sum(ratios) / 4
-    assert whole_step.kl_baseline(groups, **arguments) == pytest.approx(max(0.0, expected), rel=1e-9, abs=1e-12)
+    assert baseline(groups) == pytest.approx(max(0.0, expected), rel=1e-9, abs=1e-12)
     same = [Group(key=str(i), prompt_ids=(5, 6), completions=group.completions) for i, group in enumerate(groups)]
-    assert whole_step.kl_baseline(same, **arguments) == 0.0
+    assert baseline(same) == 0.0
 
 
 def test_the_shift_of_bco_is_a_running_mean_that_the_checkpoint_keeps() -> None:

@@ -236,9 +236,8 @@ def test_nca_holds_the_chosen_reward_up_and_dpo_does_not() -> None:
 def test_bco_without_shift_bounds_dpo_from_above(chosen: float, rejected: float) -> None:
     """Theorem of the BCO paper: -log s(a) - log s(-b) >= -log s(a - b), for every shift."""
     for shift in (-1.0, 0.0, 2.0):
-        value = bco(
-            *(torch.tensor([one], dtype=torch.float64) for one in (chosen, rejected)), torch.tensor(shift), beta=1.0
-        ).item()
+        chosen_K, rejected_K = (torch.tensor([one], dtype=torch.float64) for one in (chosen, rejected))
+        value = bco(chosen_K, rejected_K, torch.tensor(shift), beta=1.0).item()
         assert value >= pair_loss(sigmoid, chosen, rejected, beta=1.0)[0] - 1e-9
 
 

@@ -1,5 +1,6 @@
 """Preference losses against the code of TRL 1.16.0, on random batches: `make test-peer`."""
 
+import importlib
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from dpo.losses import LOSSES
 from dpo.losses.transport import matched_by_rank
 
-pytest.importorskip("trl")
+trl: Any = pytest.importorskip("trl")
 
 PAIRS, TOKENS = 5, 9
 SAME = {  # ours: (theirs, our keys, their settings)
@@ -83,8 +84,6 @@ class Batch:
 
     def theirs(self, loss: str, settings: dict[str, Any], beta: float) -> float:
         """`DPOTrainer._compute_loss` itself, with a model that returns this batch."""
-        from trl import DPOTrainer
-
         outputs = SimpleNamespace(
             log_probs=self.logp, log_sum_sq_probs=self.collision, entropy=self.logp, mean_logits=self.logp,
             is_top1=self.mask.bool(),
@@ -114,7 +113,7 @@ class Batch:
         trainer.accelerator.device = torch.device("cpu")
         trainer.model.device = torch.device("cpu")
         # The trainer asks the device of its accelerator and of nothing else.
-        return DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False).item()  # pyright: ignore
+        return trl.DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False).item()  # pyright: ignore
 
 
 @pytest.mark.parametrize("name", SAME)
@@ -138,8 +137,7 @@ def test_where_values_differ_on_purpose() -> None:
 
 
 def test_simpo_cpo_and_orpo_are_the_peers() -> None:
-    from trl.experimental.cpo import CPOTrainer
-    from trl.experimental.orpo import ORPOTrainer
+    cpo_code, orpo_code = (importlib.import_module(f"trl.experimental.{name}") for name in ("cpo", "orpo"))
 
     batch = Batch(1)
     terms = batch.terms()
@@ -147,14 +145,14 @@ def test_simpo_cpo_and_orpo_are_the_peers() -> None:
     means = [terms[f"{side}_logp_K"] / terms[f"{side}_length_K"] for side in ("chosen", "rejected")]
     common = {"accelerator": SimpleNamespace(device="cpu"), "alpha": 0.0, "label_smoothing": 0.0}
     simpo = SimpleNamespace(**common, loss_type="simpo", beta=2.5, simpo_gamma=1.375)
-    assert CPOTrainer.cpo_loss(simpo, *means)[0].mean().item() == pytest.approx(  # pyright: ignore
+    assert cpo_code.CPOTrainer.cpo_loss(simpo, *means)[0].mean().item() == pytest.approx(  # pyright: ignore
         batch.ours("simpo", {"beta": 2.5, "gamma": 1.375}), rel=1e-6
     )
     cpo = SimpleNamespace(**common, loss_type="sigmoid", beta=0.1)
-    assert CPOTrainer.cpo_loss(cpo, *sums)[0].mean().item() == pytest.approx(  # pyright: ignore
+    assert cpo_code.CPOTrainer.cpo_loss(cpo, *sums)[0].mean().item() == pytest.approx(  # pyright: ignore
         batch.ours("cpo", {"beta": 0.1, "likelihood_weight": 0.0}), rel=1e-6
     )
     orpo = SimpleNamespace(**common, beta=0.1)
-    odds = ORPOTrainer.odds_ratio_loss(orpo, *means)[0].mean().item()  # pyright: ignore
+    odds = orpo_code.ORPOTrainer.odds_ratio_loss(orpo, *means)[0].mean().item()  # pyright: ignore
     assert -odds - means[0].mean().item() == pytest.approx(batch.ours("orpo", {"odds_weight": 0.1}), rel=1e-5)
     assert math.isfinite(odds)
