@@ -9,7 +9,7 @@ Legend: S tokens in the row, T completion tokens, D hidden width, V vocabulary.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,18 +20,24 @@ from transformers import PreTrainedModel
 from groupwise.batch import GroupBatch, pack, split_by_tokens, unpack_tokens
 from groupwise.groups import Completion, Group, NotFinite
 from groupwise.model.attention import IMPLEMENTATION, RowLayout
-from groupwise.model.head import rounding
+from groupwise.model.head import Reference, rounding
 from groupwise.model.policy import Policy
 
 Method = Literal["shared", "repeat"]
+Extra = Literal["entropy_gradient", "kl"]
+"""What a caller may ask of the engine besides log-probs: entropies with a gradient, the KL over the vocabulary."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenScores:
-    """What the engine says of every completion token: log-prob and entropy of its prediction, both [T], nats."""
+    """What the engine says of every completion token's prediction, [T], nats: log-prob, entropy, KL to the reference.
+
+    The KL is over the whole vocabulary, and None unless it was asked for.
+    """
 
     logp_T: Tensor
     entropy_T: Tensor
+    kl_T: Tensor | None = None
 
 
 class LogprobEngine:
@@ -79,18 +85,45 @@ class LogprobEngine:
         with self.autocast():
             return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
-    def score(self, batch: GroupBatch, *, temperature: float = 1.0) -> TokenScores:
-        """Log-probs of every completion token of the batch at a sampling temperature; differentiable."""
-        return self._score(batch, self.method, temperature)
+    def score(self, batch: GroupBatch, *, temperature: float = 1.0, extras: Collection[Extra] = ()) -> TokenScores:
+        """Log-probs of every completion token of the batch at a sampling temperature; differentiable.
 
-    def _score(self, batch: GroupBatch, method: Method, temperature: float) -> TokenScores:
-        with self.autocast():
-            states = self._shared_states(batch) if method == "shared" else self._repeated_states(batch)
+        `extras`: "entropy_gradient" makes entropies differentiable too, "kl" adds the KL to the reference, which runs
+        the reference over the batch once more.
+        """
+        return self._score(batch, self.method, temperature, extras)
+
+    def _score(
+        self, batch: GroupBatch, method: Method, temperature: float, extras: Collection[Extra] = ()
+    ) -> TokenScores:
+        reference = self._reference(batch, method) if "kl" in extras else None  # first: no backward pass is due yet
+        states = self._states(batch, method)
         head = self.policy.output_head()
         if head is None:
-            return _from_logits(states, batch.target_T, temperature)
+            logits = None if reference is None else reference.states_T
+            return _from_logits(states, batch.target_T, temperature, "entropy_gradient" in extras, logits)
         # Outside autocast: a log-softmax over a vocabulary of bfloat16 logits is off by percents of a nat.
-        return TokenScores(*head.token_logprobs(states, batch.target_T, temperature=temperature))
+        return TokenScores(
+            *head.token_logprobs(
+                states,
+                batch.target_T,
+                temperature=temperature,
+                entropy_gradient="entropy_gradient" in extras,
+                reference=reference,
+            )
+        )
+
+    def _states(self, batch: GroupBatch, method: Method) -> Tensor:
+        """What predicts each completion token, [T, D] hidden states (or [T, V] logits where the head is not ours)."""
+        with self.autocast():
+            return self._shared_states(batch) if method == "shared" else self._repeated_states(batch)
+
+    @torch.no_grad()
+    def _reference(self, batch: GroupBatch, method: Method) -> Reference:
+        with self.policy.reference():
+            states = self._states(batch, method)
+            head = self.policy.output_head()
+            return Reference(None if head is None else head.frozen(), states)
 
     def _shared_states(self, batch: GroupBatch) -> Tensor:
         """What predicts each completion token, [T, D] hidden states (or [T, V] logits), all from one packed row."""
@@ -220,11 +253,21 @@ def _not_finite(groups: Sequence[Group], logps: Sequence[Tensor]) -> list[Group]
     ]
 
 
-def _from_logits(logits_TV: Tensor, target_T: Tensor, temperature: float) -> TokenScores:
+def _from_logits(
+    logits_TV: Tensor, target_T: Tensor, temperature: float, entropy_gradient: bool, reference_TV: Tensor | None
+) -> TokenScores:
+    logp_TV = _logp(logits_TV, temperature)
+    watched_TV = logp_TV if entropy_gradient else logp_TV.detach()
+    kl_T = None
+    if reference_TV is not None:
+        kl_T = (logp_TV.exp() * (logp_TV - _logp(reference_TV, temperature))).sum(dim=-1)
+    entropy_T = -(watched_TV.exp() * watched_TV).sum(dim=-1)
+    return TokenScores(logp_TV.gather(1, target_T[:, None]).squeeze(1), entropy_T, kl_T)
+
+
+def _logp(logits_TV: Tensor, temperature: float) -> Tensor:
     wide = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32)) / temperature
-    logp_TV = wide.log_softmax(dim=-1)
-    entropy_T = -(logp_TV.detach().exp() * logp_TV.detach()).sum(dim=-1)
-    return TokenScores(logp_TV.gather(1, target_T[:, None]).squeeze(1), entropy_T)
+    return wide.log_softmax(dim=-1)
 
 
 def _made_up_ids(model: PreTrainedModel, length: int) -> Tensor:
