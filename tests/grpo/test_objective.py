@@ -226,3 +226,25 @@ def test_on_policy_the_value_is_minus_the_advantage_and_says_nothing() -> None:
     loss.backward()
     assert loss.item() == 0.0
     assert live.grad is not None and live.grad.tolist() == [-0.375, 0.125, 0.125, 0.125]
+
+
+def test_dpo_as_the_paper_writes_it_is_the_same_frame_with_another_coefficient() -> None:
+    """Eq. 12 and 14, length-normalised: coefficient +-beta sigmoid(ll - lw), a mean of means over two answers."""
+    batch, scores, totals = hand_made()
+    beta, reference_T = 0.7, torch.tensor([-1.5, -0.5, -2.5, -2.0])
+    length_R = batch.length_R
+
+    def means(logp_T: Tensor) -> Tensor:
+        return batch.sum_per_completion(logp_T - reference_T) / length_R
+
+    live = scores.logp_T.clone().requires_grad_()
+    better, worse = means(live)
+    (direct,) = torch.autograd.grad(-torch.nn.functional.logsigmoid(beta * (better - worse)), live)
+    better, worse = means(scores.logp_T)
+    coefficient = beta * torch.sigmoid(beta * (worse - better))
+    batch = replace(batch, advantage_T=torch.stack([coefficient, -coefficient])[batch.row_T])
+    one = objective("online_rft")
+    again = scores.logp_T.clone().requires_grad_()
+    total = one.loss_sum(batch, TokenScores(again, torch.zeros(4)), MetricSums("cpu")) / one.denominator(totals)
+    (framed,) = torch.autograd.grad(total, again)
+    assert torch.allclose(2 * framed, direct, atol=1e-7)  # the frame takes the mean of the two answers, DPO their sum
