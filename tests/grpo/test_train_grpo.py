@@ -174,7 +174,8 @@ def test_given_answers_are_learned(command: Command, tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = ("--rollout.answer_column", "good", "--rollout.completions_per_prompt", "1", "--loss.kl_coefficient", "0")
     long = ("--sampling.max_new_tokens", "20", "--data.train", f"[{file}]", "--steps", "10", "--eval.every", "0")
-    train_grpo.main(command("--loss.preset", "sft", *given, *long))
+    whole = ("--lora", "null", "--optimizer.learning_rate", "5e-3")
+    train_grpo.main(command("--loss.preset", "sft", *given, *long, *whole))
     metrics = read_metrics(tmp_path / "runs" / "run" / "metrics.jsonl")
     assert metrics[0]["loss"] == pytest.approx(5.7, abs=0.3)  # ln 300: a random model of that many tokens
     assert metrics[-1]["loss"] < metrics[0]["loss"] - 1
