@@ -4,7 +4,7 @@ Knows no formula (dpo/losses), no loop and no data.
 Legend: T completion tokens, R completions, K pairs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,7 +17,7 @@ from dpo.terms import OF_THE_STEP, Terms, terms_of
 from dpo.whole_step import PairValues, kl_baseline, matches_by_rank
 from groupwise.batch import GroupBatch
 from groupwise.groups import Group
-from groupwise.model.engine import LogprobEngine, TokenScores
+from groupwise.model.engine import Extra, LogprobEngine, TokenScores
 from groupwise.observe.metrics import MetricSums
 from groupwise.train.objective import Objective, StepTotals
 from groupwise.train.runtime import Runtime
@@ -69,8 +69,8 @@ class DpoObjective(Objective):
         return self.parts[0].entry.unit == "completion"
 
     @property
-    def wants_collision(self) -> bool:
-        return any("certainty" in term for term in self._named)
+    def extras(self) -> Collection[Extra]:
+        return ("collision",) if any("certainty" in term for term in self._named) else ()
 
     @property
     def metric_names(self) -> tuple[str, ...]:

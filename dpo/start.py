@@ -48,7 +48,7 @@ def _loss(objective: DpoObjective, engine: LogprobEngine, groups: Sequence[Group
     """The mean loss of these groups, and the sum of the sizes of its derivatives by every token's log-prob."""
     batch = pack(groups).to(engine.policy.device)
     with torch.no_grad():
-        scores = engine.score(batch, collision=objective.wants_collision)
+        scores = engine.score(batch, extras=objective.extras)
     logp_T = scores.logp_T.double().requires_grad_()
     total = objective.loss_sum(batch, replace(scores, logp_T=logp_T), MetricSums(engine.policy.device))
     loss = total / objective.denominator(StepTotals.of(groups))

@@ -4,7 +4,7 @@ Legend: R completions, T completion tokens, K pairs.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from groupwise.batch import GroupBatch
 from groupwise.groups import Group, completion_tokens, ordered_pairs
-from groupwise.model.engine import LogprobEngine, TokenScores
+from groupwise.model.engine import Extra, LogprobEngine, TokenScores
 from groupwise.observe.metrics import MetricSums
 from groupwise.train.runtime import Runtime
 
@@ -59,6 +59,11 @@ class Objective(ABC):
     def metric_names(self) -> Sequence[str]:
         """Every name that `loss_sum` adds to its sums, so that a process without groups knows them too."""
 
+    @property
+    def extras(self) -> Collection[Extra]:
+        """What `loss_sum` reads of the scores besides log-probs."""
+        return ()
+
     @abstractmethod
     def loss_sum(self, batch: GroupBatch, scores: TokenScores, sums: MetricSums) -> Tensor:
         """Sum of the loss over the micro-batch, a scalar; adds its own numbers to `sums`."""
@@ -66,11 +71,6 @@ class Objective(ABC):
     @abstractmethod
     def denominator(self, totals: StepTotals) -> int:
         """What the step's sum is divided by."""
-
-    @property
-    def wants_collision(self) -> bool:
-        """Whether `loss_sum` reads `scores.log_collision_T`."""
-        return False
 
     def for_step(
         self, groups: Sequence[Group], *, engine: LogprobEngine, runtime: Runtime, tokens_per_forward: int

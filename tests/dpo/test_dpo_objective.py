@@ -205,11 +205,11 @@ def test_the_shift_of_bco_is_a_running_mean_that_the_checkpoint_keeps() -> None:
 
 
 def test_wpo_weighs_by_certainty_and_only_wpo_asks_for_it(engine: LogprobEngine) -> None:
-    assert [name for name in OBJECTIVES if objective(name).wants_collision] == ["wpo"]
+    assert [name for name in OBJECTIVES if objective(name).extras] == ["wpo"]
     one = objective("wpo")
     batch = pack(step_groups(engine, one, count=1))
     assert engine.score(batch).log_collision_T is None
-    scores = engine.score(batch, collision=True)
+    scores = engine.score(batch, extras=["collision"])
     assert scores.log_collision_T is not None
     lengths = batch.length_R.tolist()
     ours = [part.mean().exp().item() for part in (scores.logp_T - scores.log_collision_T).split(lengths)]
@@ -251,7 +251,7 @@ def test_a_mixture_is_the_weighted_sum_of_its_means(engine: LogprobEngine) -> No
 
 def test_objectives_without_reference_run_on_groups_without_one_and_others_do_not(engine: LogprobEngine) -> None:
     batch = pack(random_groups(2, vocabulary=200))
-    scores = engine.score(batch, collision=True)
+    scores = engine.score(batch, extras=["collision"])
     for name, entry in OBJECTIVES.items():
         if entry.unit == "pair" and "aot" not in name:
             if entry.reference:
