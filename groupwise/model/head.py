@@ -10,6 +10,7 @@ Knows nothing about rows, prompts or attention.
 Legend: T tokens, D hidden width, V vocabulary, C tokens of a chunk.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -230,7 +231,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 for grad_T, slope_TD in zip(grads, ctx.saved_tensors, strict=True)
                 if slope_TD is not None
             ]
-            return (sum(terms[1:], start=terms[0]), *[None] * 4)
+            return (functools.reduce(torch.add, terms), *[None] * 4)
         hidden_TD, weight_VD, bias_V, target_T = ctx.saved_tensors
         task: _Task = ctx.task
         by_logp_T, by_entropy_T, by_kl_T = grads

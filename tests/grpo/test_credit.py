@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_the_batch_mean_compares_across_groups() -> None:
 def test_kl_off_the_reward_of_a_whole_completion() -> None:
     """k1 is 0.1 a token in the first completion, 0.2 in the second: 1 - 0.5 (0.1 x 2) = 0.9 and 0 - 0.5 (0.2 x 3)."""
     one = scored([((1, 1.0),), ((2, 0.0),)], (2, 3))
-    options = {"kl_place": "reward", "kl_form": "k1", "kl_coefficient": 0.5, "advantage_scale": "none"}
+    options: dict[str, Any] = {"kl_place": "reward", "kl_form": "k1", "kl_coefficient": 0.5, "advantage_scale": "none"}
     found = advantages(one, **options)
     assert found[0] == pytest.approx([0.6, 0.6]) and found[1] == pytest.approx([-0.6] * 3)
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -138,7 +139,7 @@ def test_the_entropy_bonus_is_the_gradient_of_the_mean_entropy(shared_engine: Lo
 
 
 def test_an_adaptive_bonus_rises_below_its_target_acts_only_there_and_is_remembered() -> None:
-    options = {"entropy_target": 0.5, "entropy_step": 0.01, "entropy_most": 0.025}
+    options: dict[str, Any] = {"entropy_target": 0.5, "entropy_step": 0.01, "entropy_most": 0.025}
     one = objective("grpo", **options)
     assert one.extras == () and one.memory() == {}
     seen: list[tuple[float, bool]] = []

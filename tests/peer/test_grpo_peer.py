@@ -21,7 +21,7 @@ from grpo.config import GrpoLossSection
 from grpo.losses.masks import entropy_floor
 from grpo.objective import GrpoObjective
 
-trl = pytest.importorskip("trl")
+trl: Any = pytest.importorskip("trl")
 if trl.__version__ != "1.16.0":
     pytest.skip("these numbers are those of trl 1.16.0", allow_module_level=True)
 
@@ -85,8 +85,6 @@ def padded(values_T: Tensor) -> Tensor:
 
 def theirs(batch: GroupBatch, logp_T: Tensor, entropy_T: Tensor, options: dict[str, Any]) -> Tensor:
     """The peer's loss of one batch, which is a whole step on one process."""
-    from trl import GRPOTrainer
-
     given = dict(options)
     high, low = given.pop("epsilon_high", 0.2), given.pop("epsilon_low", 0.2)
     trainer: Any = SimpleNamespace(
@@ -107,10 +105,10 @@ def theirs(batch: GroupBatch, logp_T: Tensor, entropy_T: Tensor, options: dict[s
             reduce=lambda t, **_: t,
         ),
         _metrics={"train": defaultdict(list)},
-        get_off_policy_mask=GRPOTrainer.get_off_policy_mask, get_gamma_weights=GRPOTrainer.get_gamma_weights,
+        get_off_policy_mask=trl.GRPOTrainer.get_off_policy_mask, get_gamma_weights=trl.GRPOTrainer.get_gamma_weights,
     )  # fmt: skip
     assert not given, given
-    trainer.get_high_entropy_mask = lambda *args: GRPOTrainer.get_high_entropy_mask(trainer, *args)
+    trainer.get_high_entropy_mask = lambda *args: trl.GRPOTrainer.get_high_entropy_mask(trainer, *args)
     trainer._get_per_token_logps_and_entropies = lambda *a, **k: (padded(logp_T), padded(entropy_T), None)
     mask = padded(torch.ones(sum(LENGTHS), dtype=torch.long))
     assert batch.sampled_logp_T is not None and batch.reference_logp_T is not None and batch.advantage_T is not None
@@ -120,7 +118,7 @@ def theirs(batch: GroupBatch, logp_T: Tensor, entropy_T: Tensor, options: dict[s
         "old_per_token_logps": padded(batch.sampled_logp_T), "ref_per_token_logps": padded(batch.reference_logp_T),
         "num_items_in_batch": mask.sum(),
     }  # fmt: skip
-    return GRPOTrainer._compute_loss(trainer, None, inputs)
+    return trl.GRPOTrainer._compute_loss(trainer, None, inputs)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -109,7 +109,7 @@ def test_steps_become_tokens_and_the_last_one_takes_the_end_token(
         (scored,), faults = score_answers(scorer, encoder, [prompt], [completions])
     assert not faults
     for completion, steps in zip(completions, scored.steps, strict=True):
-        pieces = [tokenizer.decode([i]) for i in completion.token_ids]
+        pieces = [str(tokenizer.decode([i])) for i in completion.token_ids]
         marks = [i for i, piece in enumerate(pieces) if piece.endswith(";")]
         if pieces[-2].endswith(";"):
             marks[-1] = len(pieces) - 1
