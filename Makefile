@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-peer lint clean
 help:
 	@sed -n '1,2s/^# //p' Makefile
 
@@ -28,7 +28,19 @@ lint: $(VENV)/ready-dev
 test: lint
 	$(RUN) -m pytest -n auto --dist loadfile
 
+# Do losses agree with those of TRL? It is installed apart, and nothing else needs it.
+test-peer: $(VENV)/ready-dev
+	test -x .venv-peer/bin/python || $(PYTHON) -m venv .venv-peer
+	.venv-peer/bin/python -m pip install --quiet -r requirements-dev.txt trl==1.16.0
+	.venv-peer/bin/python -m pytest tests/peer
+
+# Do losses agree with those of TRL? It is installed apart, and nothing else needs it.
+test-peer: $(VENV)/ready-dev
+	test -x .venv-peer/bin/python || $(PYTHON) -m venv .venv-peer
+	.venv-peer/bin/python -m pip install --quiet -r requirements-dev.txt trl==1.16.0
+	.venv-peer/bin/python -m pytest tests/peer
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-peer runs .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find data/processed -type f ! -name .gitkeep -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

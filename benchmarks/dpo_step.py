@@ -15,7 +15,8 @@ import time
 import torch
 
 from dpo.dataset_utils import load_preference_groups
-from dpo.dpo_trainer import DpoObjective
+from dpo.loss_config import DpoLossSection
+from dpo.objective import DpoObjective
 from groupwise.data.text import TextEncoder
 from groupwise.model.engine import LogprobEngine, reference_logprobs
 from groupwise.model.policy import Policy
@@ -48,7 +49,7 @@ def main() -> None:
         part = groups[step * args.groups : (step + 1) * args.groups]
         scored = reference_logprobs(engine, part, tokens_per_forward=10**6)
         optimizer_step(
-            DpoObjective(0.1),
+            DpoObjective.of(DpoLossSection(beta=0.1)),
             scored,
             engine=engine,
             optimizer=optimizer,

@@ -28,7 +28,7 @@ from groupwise.train.runtime import Runtime
 from groupwise.train.step import optimizer_step
 from grpo.advantages import group_advantages
 from grpo.config import GrpoLossSection
-from grpo.grpo_trainer import GrpoObjective
+from grpo.objective import GrpoObjective
 
 
 def main() -> None:

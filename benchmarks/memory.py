@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dpo.dpo_trainer import DpoObjective
+from dpo.loss_config import DpoLossSection
+from dpo.objective import DpoObjective
 from groupwise.groups import Completion, Group, forward_tokens
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.policy import Policy, quiet_libraries
@@ -114,7 +115,7 @@ def measure(case: Case, folder: str) -> int:
     optimizer = make_optimizer(OptimizerSection(), engine.policy.trainable().values())
     for _ in range(2):
         optimizer_step(
-            DpoObjective(0.1), groups, engine=engine, optimizer=optimizer, runtime=runtime,
+            DpoObjective.of(DpoLossSection()), groups, engine=engine, optimizer=optimizer, runtime=runtime,
             tokens_per_forward=case.tokens, max_grad_norm=1.0,
         )  # fmt: skip
     device = engine.policy.device

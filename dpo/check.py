@@ -1,6 +1,5 @@
 """`python dpo/train_dpo.py --check`: all that can be known before a DPO run begins. Writes nothing, trains nothing."""
 
-import math
 import time
 from collections.abc import Sequence
 
@@ -8,14 +7,15 @@ from rich.console import Console
 
 from dpo.config import DpoConfig
 from dpo.dataset_utils import DatasetReport, overlapping_prompts
-from dpo.dpo_trainer import DpoObjective
 from dpo.eval import draw_samples
-from dpo.prepare import check_positions, hold_out, load_part, make_encoder
+from dpo.objective import DpoObjective
+from dpo.prepare import balance, check_positions, check_signal, hold_out, load_part, make_encoder
+from dpo.start import check_start
 from groupwise.batch import split_by_tokens
 from groupwise.data.rows import read_rows
 from groupwise.data.text import TextEncoder
 from groupwise.groups import Group, forward_tokens
-from groupwise.model.engine import LogprobEngine, reference_logprobs, starting_gap
+from groupwise.model.engine import LogprobEngine, reference_logprobs
 from groupwise.model.policy import Policy, precision_doubts, quiet_libraries
 from groupwise.observe.progress import duration
 from groupwise.preflight.fit import Fit, check_memory, heaviest
@@ -88,8 +88,11 @@ def _check_data(
     groups: list[Group] = []
     heldout: list[Group] = []
     with report.part("training data"):
-        groups, account = load_part(data.train, data.split, encoder, config)
+        found, account = load_part(data.train, data.split, encoder, config)
         _tell_account(account, report)
+        check_signal("train", account, config)
+        report.notes(balance(account, config))
+        groups = found
     if data.heldout:
         with report.part("held-out data"):
             heldout, account = load_part(data.heldout, data.heldout_split, encoder, config)
@@ -168,19 +171,17 @@ def _check_memory(
 def _check_loss(
     config: DpoConfig, engine: LogprobEngine, runtime: Runtime, source: EpochSource, tokens: int, report: Report
 ) -> TrialStep:
-    """One pass on the largest micro-batch: the loss of a policy that is its reference is ln 2."""
-    part = heaviest(_micro_batches(source, tokens))[0]
-    scored = reference_logprobs(engine, part, tokens_per_forward=tokens)
-    gap, allowed = starting_gap(engine, scored[:8])
-    if gap <= allowed:
-        report.ok(f"policy and reference agree to {gap:.1g} nats in a token's log-prob")
-    else:
-        report.error(f"policy and reference differ by {gap:.2g} nats before the first step; try model.attention repeat")
-    objective = DpoObjective(config.loss.beta, config.loss.label_smoothing)
-    trial = trial_step(objective, scored, engine=engine, runtime=runtime, report=report)
-    if abs(trial.loss - math.log(2)) > max(1e-3, 100 * engine.rounding):
-        report.error(f"the first loss is {trial.loss:.4f}, not ln 2 = 0.6931, though nothing has been learned")
-    return trial
+    """One pass on the largest micro-batch: a fresh policy is its reference, the loss what its formula gives there."""
+    part: Sequence[Group] = heaviest(_micro_batches(source, tokens))[0]
+    objective = DpoObjective.of(config.loss)
+    if config.loss.needs_reference:
+        part = reference_logprobs(engine, part, tokens_per_forward=tokens)
+        try:
+            check_start(objective, engine, part, runtime)
+            report.ok("policy and reference are equal before the first step, and the loss is what its formula gives")
+        except RuntimeError as error:
+            report.error(f"{error}; try model.attention repeat")
+    return trial_step(objective, part, engine=engine, runtime=runtime, report=report)
 
 
 def _check_samples(

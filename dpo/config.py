@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from dpo.loss_config import DpoLossSection
 from groupwise.config import Section
 from groupwise.sections import (
     AlarmsSection,
@@ -34,15 +35,6 @@ class PreferenceDataSection(Section):
     max_completion_tokens: int = Field(default=256, ge=1, description="end-of-sequence token included")
     too_long: Literal["drop", "cut_completion"] = Field(
         default="drop", description="what becomes of longer completions"
-    )
-
-
-class DpoLossSection(Section):
-    """Eq. 7 of Rafailov et al. 2023; log-probs are summed over completion tokens."""
-
-    beta: float = Field(default=0.1, gt=0, description="1/nat; pull to the reference, usually 0.1-0.5")
-    label_smoothing: float = Field(
-        default=0.0, ge=0, lt=0.5, description="share of pairs believed to be labelled the wrong way round"
     )
 
 

@@ -1,10 +1,11 @@
 """Rows to groups of scored completions, and an account of every row. Knows nothing about files, tokenizers or losses.
 
-Three formats, told apart by their columns:
+Four formats, told apart by their columns:
 
 - pairs: `prompt`, `chosen`, `rejected`
 - ranked: `prompt`, `responses` (a list of two or more), `scores` (as many numbers)
 - transcripts: `chosen`, `rejected`, whole conversations that begin alike; the prompt is what they share
+- labelled: `prompt`, `completion`, `label` (true: desirable); each row is a group of one completion
 
 Data with other names needs a mapping from these names to its own, where a dot goes into an object and a list of
 names collects several columns into one list:
@@ -30,14 +31,15 @@ from groupwise.groups import Completion, Group, is_informative, ordered_pairs
 
 Columns: TypeAlias = Mapping[str, str | Sequence[str]]
 BadRows: TypeAlias = Literal["refuse", "drop"]
-Format: TypeAlias = Literal["pairs", "ranked", "transcripts"]
+Format: TypeAlias = Literal["pairs", "ranked", "transcripts", "labelled"]
 
 FORMATS: dict[Format, tuple[str, ...]] = {
     "pairs": ("prompt", "chosen", "rejected"),
     "ranked": ("prompt", "responses", "scores"),
     "transcripts": ("chosen", "rejected"),
+    "labelled": ("prompt", "completion", "label"),
 }
-NAMES = ("prompt", "chosen", "rejected", "responses", "scores")
+NAMES = ("prompt", "chosen", "rejected", "responses", "scores", "completion", "label")
 ASSISTANT = "\n\nAssistant:"
 HUMAN = "\n\nHuman:"
 
@@ -72,6 +74,9 @@ class DatasetReport:
     groups_used: int
     pairs_used: int
     """Ordered pairs (better, worse) in all groups."""
+    desirable: int
+    """Labelled completions that are desirable; 0 where the data holds pairs or rankings."""
+    undesirable: int
     dropped: dict[str, int]
     """Rows that gave no group, by reason (DropReason)."""
     bad_row_examples: tuple[str, ...]
@@ -99,9 +104,7 @@ class DatasetReport:
         lines = [f"{source}: {_described(kind)}" for source, kind in self.formats.items()]
         if self.ignored_columns:
             lines.append(f"columns not used: {', '.join(self.ignored_columns)}")
-        lines.append(
-            f"{self.rows_read} rows read, {self.groups_used} groups used, {self.pairs_used} pairs of better and worse"
-        )
+        lines.append(f"{self.rows_read} rows read, {self.groups_used} groups used, {self._signal}")
         for reason, count in self.dropped.items():
             lines.append(f"{count} rows dropped, {reason}")
             if reason == DropReason.BAD_ROW:
@@ -125,11 +128,23 @@ class DatasetReport:
                 "stands there twice"
             )
         if self.contradictory_pairs:
-            lines.append(f"warning: {self.contradictory_pairs} pairs stand in the data in both orders")
+            twice = "completions have both labels" if self.labelled else "pairs stand in the data in both orders"
+            lines.append(f"warning: {self.contradictory_pairs} {twice}")
         if abs(self.longer_wins - 0.5) > 0.15:
             winner = "longer" if self.longer_wins > 0.5 else "shorter"
             lines.append(f"warning: the {winner} completion mostly wins, the model may learn length instead of quality")
         return lines
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the groups are single completions, labelled desirable or not."""
+        return "labelled" in self.formats.values()
+
+    @property
+    def _signal(self) -> str:
+        if self.labelled:
+            return f"{self.desirable} desirable and {self.undesirable} undesirable completions"
+        return f"{self.pairs_used} pairs of better and worse"
 
     def as_dict(self) -> dict[str, object]:
         """The report for summary.json: plain numbers, texts, lists and objects."""
@@ -139,6 +154,8 @@ class DatasetReport:
             "rows_read": self.rows_read,
             "groups_used": self.groups_used,
             "pairs_used": self.pairs_used,
+            "desirable": self.desirable,
+            "undesirable": self.undesirable,
             "dropped": dict(self.dropped),
             "bad_row_examples": list(self.bad_row_examples),
             "completions_too_long": self.completions_too_long,
@@ -166,7 +183,8 @@ def load_preference_groups(
     """Groups of scored completions from files or hub data sets, in the order of the rows, and the account of all rows.
 
     `columns` maps the names of a format to those of the data, see the head of this file. `split` and `limit` hold
-    for each source (see read_rows). The chosen completion of a pair scores 1, the rejected one 0. With
+    for each source (see read_rows). The chosen completion of a pair scores 1, the rejected one 0; so do desirable and
+    undesirable completions. Sources must be all labelled, or all of the other formats. With
     bad_rows="refuse" every row that is incomplete, of a wrong type or empty is listed in a UserError; with "drop" they
     are counted and the first are shown in the report.
     Raises UserError for bad rows, for a source that cannot be read, and when no group is left.
@@ -182,6 +200,9 @@ def load_preference_groups(
         tally.note_unused_columns(rows, tally.formats[source], mapping)
         parsed += [_parsed_or_refused(row, tally.formats[source], mapping) for row in rows]
     tally.rows_read = len(parsed)
+    if len({kind == "labelled" for kind in tally.formats.values()}) > 1:
+        each = "; ".join(f"{source}: {kind}" for source, kind in tally.formats.items())
+        raise UserError(f"labelled completions and pairs cannot be learned from together ({each}); name one kind")
 
     scored = [texts for texts in parsed if isinstance(texts, _ScoredTexts)]
     encoded = encoder.encode([texts.texts for texts in scored])
@@ -245,6 +266,8 @@ def _format_of(source: str, rows: Sequence[Row], columns: Mapping[str, str | lis
         fitting = [kind for kind in with_prompt if not columns.keys().isdisjoint(set(FORMATS[kind]) - {"prompt"})]
     if len(fitting) == 1:
         return fitting[0]
+    if not fitting and has.issuperset(FORMATS["labelled"]):
+        return "labelled"
     if not fitting and has.issuperset(FORMATS["transcripts"]) and "prompt" not in has:
         return "transcripts"
     if has.issuperset(FORMATS["pairs"]):
@@ -300,6 +323,8 @@ class _ScoredTexts:
 
 def _parsed_or_refused(row: Row, kind: Format, columns: Mapping[str, str | list[str]]) -> _ScoredTexts | Refused:
     try:
+        if kind == "labelled":
+            return _labelled(row, columns)
         return _ranked(row, columns) if kind == "ranked" else _pair(row, kind, columns)
     except _Bad as bad:
         return Refused(f"{row.key}: {bad}")
@@ -316,6 +341,20 @@ def _ranked(row: Row, columns: Mapping[str, str | list[str]]) -> _ScoredTexts:
     return _ScoredTexts(
         TextGroup(key=row.key, prompt=prompt, completions=texts), tuple(_number(name, value) for name, value in scores)
     )
+
+
+def _labelled(row: Row, columns: Mapping[str, str | list[str]]) -> _ScoredTexts:
+    prompt, completion = _text(row, "prompt", columns), _filled("completion", _text(row, "completion", columns))
+    path = columns.get("label", "label")
+    assert isinstance(path, str), "checked with the mapping"
+    value = _value(row, path)
+    try:
+        score = _number(path, value)
+    except _Bad:
+        score = math.nan
+    if score not in (0.0, 1.0):
+        raise _Bad(f"{path} must be true or false, got {_shown(value)}")
+    return _ScoredTexts(TextGroup(key=row.key, prompt=prompt, completions=(completion,)), (score,))
 
 
 def _pair(row: Row, kind: Format, columns: Mapping[str, str | list[str]]) -> _ScoredTexts:
@@ -503,7 +542,8 @@ def _group(scored: _ScoredTexts, encoded: EncodedGroup, tally: _Tally) -> Group 
         if ids is not None
     ]
     tally.too_long += len(scored.scores) - len(fitting)
-    if len(fitting) < 2:
+    labelled = len(scored.scores) == 1
+    if len(fitting) < (1 if labelled else 2):
         tally.dropped[DropReason.COMPLETION_TOO_LONG] += 1
         return None
     distinct = _without_contradictions(fitting)
@@ -512,7 +552,7 @@ def _group(scored: _ScoredTexts, encoded: EncodedGroup, tally: _Tally) -> Group 
         tally.dropped[DropReason.IDENTICAL] += 1
         return None
     group = Group(key=encoded.key, prompt_ids=encoded.prompt_ids, completions=tuple(distinct))
-    if not is_informative(group):
+    if not labelled and not is_informative(group):
         tally.dropped[DropReason.NO_SIGNAL] += 1
         return None
     tally.further_turns += scored.has_further_turns
@@ -544,18 +584,16 @@ def _nothing_left(tally: _Tally, encoder: TextEncoder) -> str:
 
 def _report(groups: Sequence[Group], tally: _Tally) -> DatasetReport:
     completions = [completion for group in groups for completion in group.completions]
-    lengths = [
-        (len(group.completions[better].token_ids), len(group.completions[worse].token_ids))
-        for group in groups
-        for better, worse in ordered_pairs(group)
-    ]
-    wins = sum(1.0 if better > worse else 0.5 if better == worse else 0.0 for better, worse in lengths)
+    labelled = "labelled" in tally.formats.values()
+    desirable = sum(completion.score > 0 for completion in completions) if labelled else 0
     return DatasetReport(
         formats=tally.formats,
         ignored_columns=tuple(tally.unused),
         rows_read=tally.rows_read,
         groups_used=len(groups),
-        pairs_used=len(lengths),
+        pairs_used=sum(len(ordered_pairs(group)) for group in groups),
+        desirable=desirable,
+        undesirable=len(completions) - desirable if labelled else 0,
         dropped=dict(tally.dropped),
         bad_row_examples=tally.bad_row_examples,
         completions_too_long=tally.too_long,
@@ -564,11 +602,41 @@ def _report(groups: Sequence[Group], tally: _Tally) -> DatasetReport:
         further_turns=tally.further_turns,
         repeated_prompts=tally.repeated_prompts,
         duplicate_groups=_duplicates(groups),
-        contradictory_pairs=_contradictions(groups),
+        contradictory_pairs=_doubly_labelled(groups) if labelled else _contradictions(groups),
         prompt_tokens=_quantiles([len(group.prompt_ids) for group in groups]),
         completion_tokens=_quantiles([len(completion.token_ids) for completion in completions]),
-        longer_wins=wins / len(lengths),
+        longer_wins=_longer_wins_labelled(completions) if labelled else _longer_wins(groups),
     )
+
+
+def _longer_wins(groups: Iterable[Group]) -> float:
+    lengths = [
+        (len(group.completions[better].token_ids), len(group.completions[worse].token_ids))
+        for group in groups
+        for better, worse in ordered_pairs(group)
+    ]
+    return sum(1.0 if better > worse else 0.5 if better == worse else 0.0 for better, worse in lengths) / len(lengths)
+
+
+def _longer_wins_labelled(completions: Iterable[Completion]) -> float:
+    """Over all pairs of a desirable and an undesirable completion, whatever their prompts; 0.5 where there is none."""
+    counts = Counter((completion.score > 0, len(completion.token_ids)) for completion in completions)
+    pairs, wins, shorter = 0, 0.0, 0
+    undesirable = sum(count for (desirable, _), count in counts.items() if not desirable)
+    for length in sorted({length for _, length in counts}):
+        wins += counts[True, length] * (shorter + counts[False, length] / 2)
+        pairs += counts[True, length] * undesirable
+        shorter += counts[False, length]
+    return wins / pairs if pairs else 0.5
+
+
+def _doubly_labelled(groups: Iterable[Group]) -> int:
+    """Completions of one prompt that are labelled desirable somewhere in the data, and undesirable elsewhere."""
+    labels: dict[tuple[tuple[int, ...], tuple[int, ...]], set[float]] = {}
+    for group in groups:
+        for completion in group.completions:
+            labels.setdefault((group.prompt_ids, completion.token_ids), set()).add(completion.score)
+    return sum(len(found) > 1 for found in labels.values())
 
 
 def _duplicates(groups: Iterable[Group]) -> int:

@@ -8,20 +8,22 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from dpo.config import DpoConfig
+from dpo.objective import DpoObjective, ranked_right
 from dpo.prepare import prepare
 from dpo.verdict import judge
-from groupwise.batch import pack, split_by_tokens, unpack_tokens
+from groupwise.batch import pack, split_by_tokens
 from groupwise.config import load_config
 from groupwise.data.text import TextEncoder
 from groupwise.errors import exit_with_user_errors
-from groupwise.groups import Group, NotFinite, ordered_pairs
+from groupwise.groups import Group, NotFinite
 from groupwise.model.engine import LogprobEngine, reference_logprobs, sequence_logratios
 from groupwise.model.sampling import SamplingParams, sample_completions
 from groupwise.observe.heldout import Evaluation
@@ -48,10 +50,10 @@ LABELS = {
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Held-out groups with their reference log-probs, and how to read them."""
+    """Held-out groups, with reference log-probs where the objective reads them, and how to read them."""
 
     groups: Sequence[Group]
-    beta: float
+    objective: DpoObjective
     tokens_per_forward: int
 
 
@@ -70,48 +72,69 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Figures before and after, and the share of pairs ranked as labelled after, group by group."""
+    """Figures before and after, and what the share of pairs ranked as labelled has gained, group by group."""
 
     before: Figures
     after: Figures
-    accuracies: Sequence[float]
+    gains: Sequence[float]
 
     def as_dict(self, folder: RunFolder, alarms: Sequence[str]) -> dict[str, object]:
         """What summary.json holds of it; samples.jsonl is read for the verdict."""
-        decided = judge(self.before, self.after, read_samples(folder.samples), self.accuracies, alarms)
+        decided = judge(self.before, self.after, read_samples(folder.samples), self.gains, alarms)
         return {"verdict": decided.as_dict(), "before": as_json(self.before), "after": as_json(self.after)}
 
 
 @torch.no_grad()
 def judge_pairs(engine: LogprobEngine, held_out: HeldOut) -> dict[str, list[float]]:
-    """Implicit-reward accuracy and margin and the log-probs of every held-out group, under the active network.
+    """Accuracy and margin by the objective's own reward, and log-probs, of every held-out group, under the active
+    network.
 
     A tie counts half, so a policy that equals its reference has an accuracy of 0.5: chance, and not a failure.
-    Pairs of one group are not independent: each group counts with the mean over its pairs. Raises NotFinite.
+    Pairs of one group are not independent: each group counts with the mean over its pairs. A labelled completion makes
+    pairs with all held-out completions of the other label. Raises NotFinite.
     """
+    objective = held_out.objective
     per_group: dict[str, list[float]] = {name: [] for name in list(LABELS)[:4]}
+    labelled: list[tuple[bool, float]] = []
     for part in split_by_tokens(held_out.groups, held_out.tokens_per_forward):
         batch = pack(part).to(engine.policy.device)
-        if batch.reference_logp_T is None:
-            raise ValueError("held-out groups need their reference log-probs")
-        logp_T = engine.score(batch).logp_T
-        if not torch.isfinite(logp_T).all():
+        if batch.reference_logp_T is not None:
+            batch = replace(batch, reference_logp_T=batch.reference_logp_T.double())
+        scores = engine.score(batch)
+        if not torch.isfinite(scores.logp_T).all():
             raise NotFinite("held-out log-probs are", part)
-        logps = [logp.sum().item() for logp in unpack_tokens(batch, logp_T)]
-        references = [logp.sum().item() for logp in unpack_tokens(batch, batch.reference_logp_T)]
-        start = 0
-        for group in part:
-            pairs = ordered_pairs(group)
-            chosen = [start + better for better, _ in pairs]
-            rejected = [start + worse for _, worse in pairs]
-            reward = [held_out.beta * (p - q) for p, q in zip(logps, references, strict=True)]
-            margins = [reward[c] - reward[r] for c, r in zip(chosen, rejected, strict=True)]
-            per_group["rewards/accuracies"].append(_mean([(margin > 0) + (margin == 0) / 2 for margin in margins]))
-            per_group["rewards/margins"].append(_mean(margins))
-            per_group["logps/chosen"].append(_mean([logps[c] for c in chosen]))
-            per_group["logps/rejected"].append(_mean([logps[r] for r in rejected]))
-            start += len(group.completions)
-    return per_group
+        scores = replace(scores, logp_T=scores.logp_T.double())
+        logp_R = batch.sum_per_completion(scores.logp_T)
+        if objective.labelled:
+            desirable_R = batch.score_R > 0
+            labelled += list(zip(desirable_R.tolist(), objective.rewards(batch, scores).tolist(), strict=True))
+            per_group["logps/chosen"] += logp_R[desirable_R].tolist()
+            per_group["logps/rejected"] += logp_R[~desirable_R].tolist()
+            continue
+        margin_K = objective.margins(batch, scores)
+        chosen_K, rejected_K = batch.pairs_K2.unbind(dim=1)
+        values = (ranked_right(margin_K), margin_K, logp_R[chosen_K], logp_R[rejected_K])
+        for name, value_K in zip(per_group, values, strict=True):
+            per_group[name] += _means(value_K, batch.group_R[chosen_K], len(part))
+    if labelled:
+        per_group["rewards/accuracies"], per_group["rewards/margins"] = _against_the_other_label(labelled)
+    return {name: values for name, values in per_group.items() if values}
+
+
+def _means(values_N: Tensor, group_N: Tensor, groups: int) -> list[float]:
+    """Mean of the values of each group that has any."""
+    count_B = torch.bincount(group_N, minlength=groups)
+    sum_B = values_N.new_zeros(groups).index_add(0, group_N, values_N)
+    return (sum_B[count_B > 0] / count_B[count_B > 0]).tolist()
+
+
+def _against_the_other_label(labelled: Sequence[tuple[bool, float]]) -> tuple[list[float], list[float]]:
+    """Of every completion: share of those with the other label that its reward is on the right side of, mean margin."""
+    reward = {label: torch.tensor([value for own, value in labelled if own is label]) for label in (True, False)}
+    if not (len(reward[True]) and len(reward[False])):
+        return [0.5] * len(labelled), [0.0] * len(labelled)
+    margins = [value - reward[False] if desirable else reward[True] - value for desirable, value in labelled]
+    return [ranked_right(margin).mean().item() for margin in margins], [margin.mean().item() for margin in margins]
 
 
 def pair_figures(judged: Mapping[str, Sequence[float]]) -> Figures:
@@ -206,13 +229,16 @@ def before_and_after(
 ) -> Comparison:
     """Judge reference and policy on the same held-out data with the same random numbers; writes samples.jsonl."""
     tokens = config.run.tokens_per_forward
-    scored = reference_logprobs(engine, heldout, tokens_per_forward=tokens)
-    held_out = HeldOut(scored, beta=config.loss.beta, tokens_per_forward=tokens)
+    scored: Sequence[Group] = heldout
+    if config.loss.needs_reference:
+        scored = reference_logprobs(engine, heldout, tokens_per_forward=tokens)
+    held_out = HeldOut(scored, DpoObjective.of(config.loss), tokens_per_forward=tokens)
     prompts = _distinct_prompts(heldout)[: config.eval.prompts]
     n = config.eval.samples_per_prompt
     with engine.policy.base():
         samples_before = draw_samples(config, engine, encoder, prompts, score)
-        before = pair_figures(judge_pairs(engine, held_out)) | sample_figures(samples_before, n)
+        judged_before = judge_pairs(engine, held_out)
+        before = pair_figures(judged_before) | sample_figures(samples_before, n)
     samples_after = draw_samples(config, engine, encoder, prompts, score)
     judged = judge_pairs(engine, held_out)
     after = pair_figures(judged) | sample_figures(samples_after, n)
@@ -229,7 +255,11 @@ def before_and_after(
         for first in range(0, len(samples_after), n)
     ]
     write_text(folder.samples, "\n".join(lines) + "\n")
-    return Comparison(before, after, judged["rewards/accuracies"])
+    name = "rewards/accuracies"
+    # Against a reference the start is chance by definition, whatever rounding makes of its ties.
+    start = [0.5] * len(judged[name]) if config.loss.needs_reference else judged_before[name]
+    gains = [end - began for began, end in zip(start, judged[name], strict=True)]
+    return Comparison(before, after, gains)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dpo.catalogue import OBJECTIVES
 from dpo.config import DpoConfig
 from dpo.dataset_utils import DatasetReport, load_preference_groups, overlapping_prompts
 from groupwise.data.text import TextEncoder
@@ -43,9 +44,12 @@ def prepare(config: DpoConfig, runtime: Runtime) -> Prepared:
         heldout = heldout[: data.heldout_groups]
     else:
         groups, heldout = hold_out(groups, data.heldout_groups, seed=config.run.seed)
+    for part, one in reports.items():
+        check_signal(part, one, config)
     check_positions(policy, [*groups, *heldout], config)
     engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast)
     notes = [f"{part}: {line}" for part, report in reports.items() for line in report.lines()]
+    notes += balance(report, config)
     notes += [*engine.notices, *precision_doubts(config.model, config.lora)]
     if leaked := overlapping_prompts(groups, heldout):
         notes.append(f"warning: {len(leaked)} held-out prompts are trained on, for example {leaked[0]}")
@@ -70,6 +74,42 @@ def load_part(
     return load_preference_groups(
         sources, encoder, columns=data.columns, split=split, limit=data.limit, bad_rows=data.bad_rows
     )
+
+
+def check_signal(part: str, report: DatasetReport, config: DpoConfig) -> None:
+    """Refuse pairs for an objective that reads labels, and the reverse."""
+    names = ", ".join(objective.objective for objective in config.loss.parts)
+    of_labels = ", ".join(name for name, entry in OBJECTIVES.items() if entry.unit == "completion")
+    if report.labelled and not config.loss.learns_from_labels:
+        raise UserError(
+            f"loss.objective: {names} learns from pairs or rankings, and data.{part} holds single labelled "
+            f"completions; choose one of {of_labels}, or data with chosen and rejected"
+        )
+    if config.loss.learns_from_labels and not report.labelled:
+        raise UserError(
+            f"loss.objective: {names} learns from single completions (prompt, completion, label), and data.{part} "
+            "holds pairs or rankings; choose an objective for pairs such as sigmoid, or data with labels"
+        )
+    if report.labelled and part == "train" and not (report.desirable and report.undesirable):
+        raise UserError(
+            f"data.train: all {report.groups_used} completions have the same label; {names} needs desirable and "
+            "undesirable ones"
+        )
+    prompts_needed = any(objective.objective == "kto" for objective in config.loss.parts)
+    if prompts_needed and config.run.groups_per_step < 2:
+        raise UserError(
+            "run.groups_per_step: kto compares with completions of other prompts in the step; set it to 2 or more"
+        )
+
+
+def balance(report: DatasetReport, config: DpoConfig) -> list[str]:
+    """What the weights make of the numbers of both labels; the paper of KTO recommends a ratio of 1 to 3/2."""
+    if not report.labelled:
+        return []
+    keys = config.loss.parts[0].keys
+    ratio = keys["desirable_weight"] * report.desirable / (keys["undesirable_weight"] * report.undesirable)
+    line = f"train: weighted desirable : undesirable completions = {ratio:.3g} : 1; recommended are 1 to 1.5"
+    return [line if 1 <= ratio <= 1.5 else f"warning: {line}; change loss.desirable_weight or loss.undesirable_weight"]
 
 
 def check_positions(policy: Policy, groups: Sequence[Group], config: DpoConfig) -> None:

@@ -4,21 +4,16 @@ from dataclasses import replace
 
 from dpo.config import DpoConfig
 from dpo.eval import LABELS
+from dpo.loss_config import DpoLossSection
+from dpo.objective import DpoObjective
 from groupwise.observe.alarms import Watched
 from groupwise.observe.figure import Panel
 from groupwise.report.method import Method
 from groupwise.report.record import RunRecord, read_run
 from groupwise.train.run_folder import RunFolder
 
+UNITS = {"pair": "pairs", "ranking": "rankings", "completion": "completions"}
 WATCHED = Watched(spikes=("loss", "grad_norm"), held_out="eval/rewards/accuracies", trained="rewards/accuracies")
-LEARNING = (
-    Panel(title="Loss", y_label="nats per pair", lines={"loss": "loss"}, reference=0.6931, reference_label="ln 2"),
-    Panel(
-        title="Pairs ranked as labelled", y_label="share of pairs", lines={"accuracy": "rewards/accuracies"},
-        limits=(None, 1.0),
-    ),
-    Panel(title="Margin between chosen and rejected", y_label="beta x log-ratio", lines={"margin": "rewards/margins"}),
-)  # fmt: skip
 DRIFTING = (
     Panel(
         title="Implicit rewards", y_label="beta x log-ratio (no unit)",
@@ -44,7 +39,6 @@ TIME = (
 METHOD = Method(
     name="DPO",
     questions={
-        "Is it learning?": LEARNING,
         "Is it drifting?": DRIFTING,
         "Is it healthy?": HEALTH,
         "Where does the time go?": TIME,
@@ -60,7 +54,33 @@ METHOD = Method(
 )
 
 
+def learning(loss: DpoLossSection) -> tuple[Panel, ...]:
+    """The curves that should rise or fall, with the loss's known value at the start where there is one."""
+    start = DpoObjective.of(loss).starts_at
+    return (
+        Panel(
+            title="Loss", y_label=f"mean over {UNITS[loss.parts[0].entry.unit]}", lines={"loss": "loss"},
+            reference=start, reference_label="" if start is None else f"start: {start:.4g}",
+        ),
+        Panel(
+            title="Pairs ranked as labelled", y_label="share of pairs", lines={"accuracy": "rewards/accuracies"},
+            limits=(None, 1.0),
+        ),
+        Panel(
+            title="Margin between chosen and rejected", y_label="implicit reward", lines={"margin": "rewards/margins"}
+        ),
+    )  # fmt: skip
+
+
+def watched(loss: DpoLossSection) -> Watched:
+    """What alarms look at; the fall of chosen log-probs is read from rewards that are beta x log-ratio."""
+    first = loss.parts[0]
+    plain = first.entry.reward == "scaled_logratio"
+    return replace(WATCHED, beta=first.keys["beta"] if plain else None)
+
+
 def record(folder: RunFolder, config: DpoConfig) -> RunRecord:
     """A run as far as it got. Raises UserError for what is none."""
-    method = replace(METHOD, watched=replace(WATCHED, beta=config.loss.beta))
+    questions = {"Is it learning?": learning(config.loss), **METHOD.questions}
+    method = replace(METHOD, watched=watched(config.loss), questions=questions)
     return read_run(folder, method, config, config.alarms)

@@ -12,18 +12,20 @@ def judge(
     before: Figures,
     after: Figures,
     samples: Sequence[PromptSamples],
-    accuracies: Sequence[float],
+    gains: Sequence[float],
     alarms: Sequence[str],
 ) -> Verdict:
     """The ground-truth score of fresh samples decides where there is one, otherwise the held-out pairs.
 
-    `accuracies` is the share of pairs ranked as labelled, group by group; chance is one half.
+    `gains` is what the share of pairs ranked as labelled has gained, group by group: over chance, one half, where the
+    objective has a reference, and over the model before training where it has none.
     """
+    start = after["rewards/accuracies"].value - sum(gains) / len(gains)
     pairs = Change(
         "held-out pairs ranked as labelled",
-        Figure(0.5, 0.5, 0.5, len(accuracies)),
+        Figure(start, start, start, len(gains)),
         after["rewards/accuracies"],
-        mean_interval([value - 0.5 for value in accuracies]),
+        mean_interval(gains),
     )
     written = paired_change(samples, lambda sample: None if sample.score is None else float(sample.score > 0))
     if written is None:

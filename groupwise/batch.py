@@ -31,6 +31,7 @@ class Span:
 class GroupBatch:
     """Some groups as one packed row, and what is known of their completions.
 
+    keys                     the groups' keys, in order
     input_ids_S, position_S  the row and the position of each token within its own sequence
     spans                    the groups' places in the row, in order
     source_T, target_T       row index whose output predicts the completion token, and the token's id
@@ -38,10 +39,12 @@ class GroupBatch:
     score_R                  rank or reward of each completion
     pairs_K2                 (better, worse) completion indices of every strict order within a group
     sampled_logp_T           log-probs at sampling time, nats; None unless every completion has them
+    drawn_logp_T             log-probs of the distribution drawn from, nats; None unless every completion has them
     reference_logp_T         log-probs under the reference, nats; None unless every completion has them
     advantage_T              weight of each token in a policy gradient; None unless every completion has one
     """
 
+    keys: tuple[str, ...]
     input_ids_S: Tensor
     position_S: Tensor
     spans: tuple[Span, ...]
@@ -52,6 +55,7 @@ class GroupBatch:
     score_R: Tensor
     pairs_K2: Tensor
     sampled_logp_T: Tensor | None
+    drawn_logp_T: Tensor | None
     reference_logp_T: Tensor | None
     advantage_T: Tensor | None
 
@@ -126,6 +130,7 @@ def pack(groups: Sequence[Group]) -> GroupBatch:
         pairs.extend((first_row + better, first_row + worse) for better, worse in ordered_pairs(group))
     completions = [completion for group in groups for completion in group.completions]
     return GroupBatch(
+        keys=tuple(group.key for group in groups),
         input_ids_S=torch.tensor(input_ids),
         position_S=torch.tensor(positions),
         spans=tuple(spans),
@@ -136,6 +141,7 @@ def pack(groups: Sequence[Group]) -> GroupBatch:
         score_R=torch.tensor([completion.score for completion in completions], dtype=torch.float32),
         pairs_K2=torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
         sampled_logp_T=_joined(completion.sampled_logp for completion in completions),
+        drawn_logp_T=_joined(completion.drawn_logp for completion in completions),
         reference_logp_T=_joined(completion.reference_logp for completion in completions),
         advantage_T=_joined(completion.advantage for completion in completions),
     )

@@ -23,8 +23,9 @@ class Completion:
 
     `finished` says that it ended by itself: with an end-of-sequence token, which then is the last id, or a stop text; a
     completion that was cut is not finished. `score` is a preference rank or a reward, higher is better. Log-probs are
-    per token, in nats, [T]: `sampled_logp` under the policy that wrote it, at the sampling temperature; `drawn_logp`
-    the same where some tokens could not be drawn (top-k and the like), so that the others share their probability;
+    per token, in nats, [T]: `sampled_logp` under the policy that wrote it, at the sampling temperature, as the engine
+    that learns computes it; `drawn_logp` what the sampler really drew with, where that is another distribution (top-k
+    and the like, or another program); none where it is the same;
     `reference_logp` under the frozen reference. `advantage` is what a policy gradient weighs each token by, [T].
 
     >>> Completion(token_ids=(5, 7, 0), finished=True, score=1.0)  # doctest: +ELLIPSIS

@@ -30,7 +30,7 @@ from groupwise.train.runtime import Runtime
 from grpo.config import GrpoConfig
 from grpo.dataset_utils import Prompt, PromptReport, hold_out, load_prompts
 from grpo.eval import check_names
-from grpo.grpo_trainer import GrpoObjective
+from grpo.objective import GrpoObjective
 from grpo.prepare import check_positions, doubts, make_encoder
 from grpo.trial import Trial, check_probes, roll_out
 
@@ -75,7 +75,9 @@ def _check_rest(config: GrpoConfig, scorer: Scorer | None, report: Report, memor
     engine = LogprobEngine(loaded.policy, config.model.attention, autocast=loaded.runtime.autocast)
     report.notes(engine.notices)
     trial: Trial | None = None
-    if scorer is not None:
+    if config.source == "data":
+        report.ok("the rows' own answers are learned from, so no answers were drawn")
+    elif scorer is not None:
         with report.part("rewards of the base model's answers"):
             trial = roll_out(config, engine, loaded.encoder, scorer, train, report)
             check_probes(config, loaded.encoder, scorer, trial, report)
@@ -91,7 +93,9 @@ def _check_data(
     train: list[Prompt] = []
     heldout: list[Prompt] = []
     with report.part("training data"):
-        train, account = load_prompts(data.train, encoder, data, split=data.split)
+        train, account = load_prompts(
+            data.train, encoder, data, split=data.split, answer_column=config.rollout.answer_column
+        )
         _tell_account(account, report)
     if data.heldout:
         with report.part("held-out data"):

@@ -6,11 +6,11 @@ names needs a mapping from our names to its own, where a dot goes into an object
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from groupwise.data.rows import Row, read_rows
-from groupwise.data.text import Message, Text, TextEncoder
+from groupwise.data.text import EncodedCompletion, EncodedGroup, Message, Refused, Text, TextEncoder, TextGroup
 from groupwise.errors import UserError, listed
 from grpo.config import PromptDataSection
 
@@ -22,6 +22,8 @@ class Prompt:
     key: str
     prompt_ids: tuple[int, ...]
     row: Mapping[str, object]
+    answer: EncodedCompletion | None = None
+    """The row's own answer, where it is what is learned from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,8 @@ class PromptReport:
     columns: tuple[str, ...]
     median_tokens: int
     most_tokens: int
+    dropped_answers: int = 0
+    """Rows whose own answer is too long to be learned from."""
 
     def lines(self) -> list[str]:
         """The report for a terminal; a line that begins with "warning:" deserves a look."""
@@ -45,6 +49,8 @@ class PromptReport:
         ]
         if self.dropped_too_long:
             lines.append(f"{self.dropped_too_long} rows dropped, prompt too long (data.max_prompt_tokens)")
+        if self.dropped_answers:
+            lines.append(f"{self.dropped_answers} rows dropped, answer too long (sampling.max_new_tokens)")
         if self.repeated:
             lines.append(f"{self.repeated} prompts stand in the data more than once")
         return lines
@@ -54,7 +60,10 @@ class PromptReport:
         return {
             "rows_read": self.rows_read,
             "prompts_used": self.prompts_used,
-            "dropped": {"prompt too long": self.dropped_too_long},
+            "dropped": {
+                "prompt too long": self.dropped_too_long,
+                **({"answer too long": self.dropped_answers} if self.dropped_answers else {}),
+            },
             "repeated": self.repeated,
             "columns": list(self.columns),
             "prompt_tokens": {"median": self.median_tokens, "most": self.most_tokens},
@@ -62,10 +71,16 @@ class PromptReport:
 
 
 def load_prompts(
-    sources: Sequence[str], encoder: TextEncoder, data: PromptDataSection, *, split: str | None
+    sources: Sequence[str],
+    encoder: TextEncoder,
+    data: PromptDataSection,
+    *,
+    split: str | None,
+    answer_column: str | None = None,
 ) -> tuple[list[Prompt], PromptReport]:
     """Prompts from files or hub data sets, in the order of the rows, and the account of all rows.
 
+    With an `answer_column` every prompt carries the row's own answer, and a row whose answer is too long is dropped.
     A text prompt is put into `data.template`, and with `data.chat` becomes a user's message. Raises UserError that
     lists every row without a usable prompt, for a source that cannot be read, and when no prompt is left.
     """
@@ -88,6 +103,12 @@ def load_prompts(
         for row, ids, columns in zip(rows, encoded, values, strict=True)
         if ids is not None
     ]
+    fitting = len(prompts)
+    if answer_column is not None:
+        asked = {row.key: text for row, text in zip(rows, texts, strict=True)}
+        prompts = _with_answers(prompts, [asked[prompt.key] for prompt in prompts], encoder, answer_column)
+    if fitting and not prompts:
+        raise UserError("rollout.answer_column: every answer is too long; raise sampling.max_new_tokens")
     if not prompts:
         raise UserError(
             f"{', '.join(sources)}: every prompt has more than {encoder.max_prompt_tokens} tokens; "
@@ -97,7 +118,8 @@ def load_prompts(
     return prompts, PromptReport(
         rows_read=len(rows),
         prompts_used=len(prompts),
-        dropped_too_long=len(rows) - len(prompts),
+        dropped_too_long=len(rows) - fitting,
+        dropped_answers=fitting - len(prompts),
         repeated=len(prompts) - len({prompt.prompt_ids for prompt in prompts}),
         columns=tuple(sorted({name for prompt in prompts for name in prompt.row})),
         median_tokens=lengths[len(lengths) // 2],
@@ -122,6 +144,26 @@ def hold_out(prompts: Sequence[Prompt], most: int, *, seed: int) -> tuple[list[P
     kept_out = set(distinct[: max(1, min(most, len(distinct) // 10))])
     unseen = {prompt.prompt_ids: prompt for prompt in reversed(prompts) if prompt.prompt_ids in kept_out}
     return [prompt for prompt in prompts if prompt.prompt_ids not in kept_out], list(unseen.values())[::-1]
+
+
+def _with_answers(prompts: Sequence[Prompt], asked: Sequence[Text], encoder: TextEncoder, column: str) -> list[Prompt]:
+    """The prompts with their rows' own answers, without those whose answer is too long."""
+    groups: list[TextGroup] = []
+    problems: list[str] = []
+    for prompt, text in zip(prompts, asked, strict=True):
+        answer = prompt.row.get(column)
+        if isinstance(answer, str) and answer.strip():
+            groups.append(TextGroup(key=prompt.key, prompt=text, completions=(answer,)))
+        else:
+            problems.append(f"{prompt.key}: column {column!r} (rollout.answer_column) holds no text")
+    encoded = encoder.encode(groups) if not problems else []
+    if problems := [*problems, *(one.problem for one in encoded if isinstance(one, Refused))]:
+        raise UserError(listed(problems))
+    return [
+        replace(prompt, answer=one.completions[0])
+        for prompt, one in zip(prompts, encoded, strict=True)
+        if isinstance(one, EncodedGroup) and one.completions[0] is not None
+    ]
 
 
 class _Bad(ValueError):

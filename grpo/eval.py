@@ -110,6 +110,14 @@ def check_names(config: GrpoConfig, scorer: Scorer) -> None:
     wanted = config.eval.correct
     if wanted is not None and wanted not in scorer.names:
         raise UserError(f"eval.correct: {wanted!r} is none of the rewards, which are {', '.join(scorer.names)}")
+    if not scorer.process_names:
+        return
+    loss = config.loss
+    if loss.several_rewards == "normalise_each" or loss.advantage_baseline == "leave_one_out":
+        raise UserError(
+            f"rewards: {scorer.process_names[0]} scores steps, for which loss.several_rewards normalise_each and "
+            "loss.advantage_baseline leave_one_out are not defined; use sum, and group_mean or batch_mean"
+        )
 
 
 def labels(config: GrpoConfig) -> dict[str, str]:

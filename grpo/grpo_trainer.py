@@ -1,42 +1,35 @@
-"""A GRPO run from configuration to adapter and summary: puts the shared pieces together and adds the objective.
+"""A GRPO run from configuration to adapter and summary: puts the pieces together.
 
-Knows no file formats (grpo/dataset_utils.py), no formula (grpo/losses.py), no sampling (grpo/rollouts.py) and no loop
+Knows no file formats (grpo/dataset_utils.py), no formula (grpo/losses/), no sampling (grpo/rollouts.py) and no loop
 (groupwise/train/).
-Legend: T completion tokens, R completions.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from rich.console import Console
-from torch import Tensor
 
-from groupwise.batch import GroupBatch
 from groupwise.config import settings
-from groupwise.model.engine import TokenScores
 from groupwise.observe.alarms import Alarms
 from groupwise.observe.figure import learning_curve
-from groupwise.observe.metrics import MetricSums, read_metrics
+from groupwise.observe.metrics import read_metrics
 from groupwise.observe.progress import Progress, make_progress
 from groupwise.report.renew import renew_report
 from groupwise.rewards.scorer import Scorer
 from groupwise.train.loop import FitResult, fit
-from groupwise.train.objective import Objective, StepTotals
 from groupwise.train.run import Run, open_run
 from groupwise.train.run_folder import RunFolder, write_json
 from groupwise.train.summary import print_figures, print_health, run_facts, stored_figures
-from grpo.config import GrpoConfig, GrpoLossSection
+from grpo.config import GrpoConfig
 from grpo.dataset_utils import Prompt
 from grpo.eval import Comparison, before_and_after, check_names, evaluate, labels
 from grpo.faults import FaultLog
-from grpo.losses import grpo_token_loss, kl_k3
+from grpo.objective import GrpoObjective
 from grpo.prepare import Prepared, prepare
 from grpo.report import DRIFTING, LEARNING, WATCHED, record
 from grpo.rollouts import Rollouts
 
-TOKEN_METRICS = ("ratio", "clip_ratio/low", "clip_ratio/high", "advantages/size")
 HEADLINE = (
     "reward",
     "frac_reward_zero_std",
@@ -47,63 +40,6 @@ HEADLINE = (
     "eval/pass@1",
     "time/step_s",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class GrpoObjective(Objective):
-    """The group-relative policy gradient, summed over tokens with the weights of the configured normaliser."""
-
-    loss: GrpoLossSection
-    constant_length: int
-
-    @property
-    def metric_names(self) -> tuple[str, ...]:
-        return (*TOKEN_METRICS, "kl") if self.loss.kl_coefficient > 0 else TOKEN_METRICS
-
-    def loss_sum(self, batch: GroupBatch, scores: TokenScores, sums: MetricSums) -> Tensor:
-        """Sum over the micro-batch's tokens; the metrics are means over tokens."""
-        if batch.sampled_logp_T is None or batch.advantage_T is None:
-            raise ValueError("GRPO needs the sampling log-probs and the advantages of every completion")
-        wants_kl = self.loss.kl_coefficient > 0
-        if wants_kl and batch.reference_logp_T is None:
-            raise ValueError("a KL needs the reference log-probs of every completion")
-        loss_T = grpo_token_loss(
-            scores.logp_T,
-            batch.sampled_logp_T,
-            batch.advantage_T,
-            clip_low=self.loss.clip_low,
-            clip_high=self.loss.clip_high,
-            reference_logp_T=batch.reference_logp_T if wants_kl else None,
-            kl_coefficient=self.loss.kl_coefficient,
-            kl_form=self.loss.kl_form,
-        )
-        self._watch(batch, scores.logp_T.detach(), sums)
-        if self.loss.normaliser == "completion":
-            loss_T = loss_T / batch.length_R[batch.row_T]
-        return loss_T.sum()
-
-    def denominator(self, totals: StepTotals) -> int:
-        """Completions of the step, its tokens, or its completions times a constant length."""
-        if self.loss.normaliser == "completion":
-            return totals.completions
-        if self.loss.normaliser == "token":
-            return totals.tokens
-        return totals.completions * self.constant_length
-
-    def _watch(self, batch: GroupBatch, logp_T: Tensor, sums: MetricSums) -> None:
-        """Means over tokens: the ratio, the share that the clip stops, the size of advantages, the KL (k3)."""
-        assert batch.sampled_logp_T is not None and batch.advantage_T is not None
-        ratio_T = (logp_T - batch.sampled_logp_T).exp()
-        values = (
-            ratio_T,
-            ((ratio_T < 1 - self.loss.clip_low) & (batch.advantage_T < 0)).float(),
-            ((ratio_T > 1 + self.loss.clip_high) & (batch.advantage_T > 0)).float(),
-            batch.advantage_T.abs(),
-        )
-        for name, value_T in zip(TOKEN_METRICS, values, strict=True):
-            sums.add(name, value_T.sum(), batch.n_tokens)
-        if self.loss.kl_coefficient > 0 and batch.reference_logp_T is not None:
-            sums.add("kl", kl_k3(logp_T, batch.reference_logp_T).sum(), batch.n_tokens)
 
 
 def train(config: GrpoConfig, *, console: Console | None = None) -> RunFolder:

@@ -9,9 +9,10 @@ from groupwise.model.engine import LogprobEngine
 from groupwise.model.policy import Policy, precision_doubts, quiet_libraries
 from groupwise.rewards.scorer import Scorer
 from groupwise.train.runtime import Runtime
-from grpo.config import PRESETS, GrpoConfig
+from grpo.config import GrpoConfig
 from grpo.dataset_utils import Prompt, PromptReport, hold_out, load_prompts
 from grpo.faults import FaultLog
+from grpo.presets import PRESETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,9 @@ def prepare(config: GrpoConfig, scorer: Scorer, runtime: Runtime, faults: FaultL
     policy = Policy.load(config.model, config.lora, seed=config.run.seed, device=runtime.device)
     data = config.data
     encoder = make_encoder(policy, config)
-    train, report = load_prompts(data.train, encoder, data, split=data.split)
+    train, report = load_prompts(
+        data.train, encoder, data, split=data.split, answer_column=config.rollout.answer_column
+    )
     reports = {"train": report}
     if data.heldout:
         heldout, reports["heldout"] = load_prompts(data.heldout, encoder, data, split=data.heldout_split)

@@ -5,52 +5,35 @@ continued run needs is in `save`: the place in the prompts, the rollout that is 
 reference was moved to, the count of reward faults. Knows neither the loss nor how rewards come to their scores.
 """
 
+import bisect
+import contextlib
 import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from groupwise.batch import pack
 from groupwise.data.text import TextEncoder
-from groupwise.groups import Completion, Group, NotFinite, Unanswered, is_informative
+from groupwise.groups import Completion, Group, NotFinite, Unanswered
 from groupwise.model.engine import LogprobEngine, reference_logprobs
 from groupwise.model.sampling import SamplingParams, UnreadablePrompts, sample_completions
 from groupwise.rewards.protocol import Answer
-from groupwise.rewards.scorer import Fault, Scorer
+from groupwise.rewards.scorer import Fault, ScoredAnswers, Scorer
 from groupwise.train.group_file import load_groups, save_groups
 from groupwise.train.order import EpochOrder
 from groupwise.train.runtime import Runtime
-from grpo.advantages import group_advantages
+from grpo.advantages import Steps
 from grpo.config import GrpoConfig
+from grpo.credit import ScoredGroup, with_advantages
 from grpo.dataset_utils import Prompt
 from grpo.faults import FaultLog
 
 STATE = "rollout-state.json"
 GROUPS = "rollout-groups"
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredGroup:
-    """A group as it was scored: `group` holds the completions that have a score, the rest is for the records."""
-
-    group: Group | None
-    by_reward: Mapping[str, tuple[float | None, ...]]
-    lengths: tuple[int, ...]
-    finished: tuple[bool, ...]
-    faults: int
-
-    @property
-    def skipped(self) -> int:
-        """Completions without a score."""
-        return len(self.lengths) - (0 if self.group is None else len(self.group.completions))
-
-    @property
-    def has_signal(self) -> bool:
-        return self.group is not None and is_informative(self.group)
 
 
 class Rollouts:
@@ -128,30 +111,36 @@ class Rollouts:
     def _gather(self, step: int) -> None:
         """Sample and score until the step is full or the refills are used up, then prepare what has a signal."""
         config = self._config
+        loss = config.loss
         wanted = config.run.groups_per_step * config.rollout.minibatches
         times = {"time/sample_s": 0.0, "time/score_s": 0.0}
         scored: list[ScoredGroup] = []
-        used: list[Group] = []
+        teaching: list[ScoredGroup] = []
         rounds = 0
         while True:
-            scored += self._round(wanted - len(used), times)
-            used = [one.group for one in scored if one.group is not None and one.has_signal]
-            if len(used) >= wanted or rounds == config.rollout.most_refills:
+            scored += self._round(wanted - len(teaching), times)
+            teaching = [one for one in scored if one.teaches(loss)]
+            if len(teaching) >= wanted or rounds == config.rollout.most_refills:
                 break
             rounds += 1
-        if self._to_check and used:
+        used = [one.group for one in teaching if one.group is not None]
+        if self._to_check and used and config.source != "data":
             self._check(used[:4])
         started = time.perf_counter()
-        if config.loss.kl_coefficient > 0:
+        if loss.reads_reference_logp:
             used = self._with_reference(used)
-            if step == 0 and used:
+            if step == 0 and used and config.source != "data":
                 _check_reference(self._engine, used[:4])
         times["time/reference_s"] = time.perf_counter() - started
-        self._groups = with_advantages(used, config)
-        self._passed_over = [
-            (one.group, "all rewards are equal") for one in scored if one.group is not None and not one.has_signal
-        ]
-        self._metrics = {**rollout_metrics(scored), "rollout/refills": rounds, **times}
+        weights = dict(zip(self._scorer.names, (reward.weight for reward in config.rewards), strict=True))
+        whole = with_advantages(teaching, used, loss, weights)
+        self._groups = [one for group in whole if (one := _uncut(group))] if config.rollout.drop_cut else whole
+        silent = "all rewards are 0" if loss.advantage_baseline == "none" else "all rewards are equal"
+        self._passed_over = [(one.group, silent) for one in scored if one.group is not None and not one.teaches(loss)]
+        self._passed_over += [(group, "all answers were cut") for group in whole if not _uncut(group)]
+        self._metrics = {**rollout_metrics(scored, config), "rollout/refills": rounds, **times}
+        if config.rollout.drop_cut:
+            self._metrics["completions/dropped_cut"] = sum(not c.finished for group in whole for c in group.completions)
         self._complain(step, scored, rounds, wanted)
 
     def _round(self, count: int, times: dict[str, float]) -> list[ScoredGroup]:
@@ -159,27 +148,38 @@ class Rollouts:
         numbers = range(self._asked, self._asked + count)
         self._asked += count
         mine = self._runtime.share([(number, self._prompts[self._order[number]]) for number in numbers])
+        if self._config.source == "data":
+            return self._runtime.gather([_given(prompt) for _, prompt in mine])
+        of_base = self._config.source == "base"
         started = time.perf_counter()
-        drawn = self._runtime.together(
-            lambda: draw_answers(
-                self._engine,
-                self._encoder,
-                [prompt for _, prompt in mine],
-                n=self._config.rollout.completions_per_prompt,
-                params=SamplingParams.of(self._config.sampling),
-                seed=self._config.run.seed,
-                streams=[number for number, _ in mine],
+        with self._answering():
+            drawn = self._runtime.together(
+                lambda: draw_answers(
+                    self._engine,
+                    self._encoder,
+                    [prompt for _, prompt in mine],
+                    n=self._config.rollout.completions_per_prompt,
+                    params=SamplingParams.of(self._config.sampling),
+                    seed=self._config.run.seed,
+                    # The base gives a prompt the same answers in every epoch: they were sampled once.
+                    streams=[self._order[number] if of_base else number for number, _ in mine],
+                )
             )
-        )
         times["time/sample_s"] += time.perf_counter() - started
         started = time.perf_counter()
         scored, faults = score_answers(self._scorer, self._encoder, [prompt for _, prompt in mine], drawn)
+        if self._config.loss.sampler_cap is None:
+            scored = [_without_drawn_logp(one) for one in scored]
         faults = self._runtime.gather(faults)
         self._faults += len(faults)
         self._log.note(faults, phase="train")
         self._scorer.enforce(self._faults, faults)  # on all processes at once
         times["time/score_s"] += time.perf_counter() - started
         return self._runtime.gather(scored)
+
+    def _answering(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, the active network is the one that answers."""
+        return self._engine.policy.base() if self._config.source == "base" else contextlib.nullcontext()
 
     def _with_reference(self, groups: Sequence[Group]) -> list[Group]:
         mine = self._runtime.together(
@@ -200,7 +200,7 @@ class Rollouts:
         self._to_check -= 1
         for group in groups:
             batch = pack([group.replace_completions(group.completions[:2])]).to(self._engine.policy.device)
-            with torch.no_grad():
+            with torch.no_grad(), self._answering():
                 logp_T = self._engine.score(batch, temperature=self._config.sampling.temperature).logp_T
             assert batch.sampled_logp_T is not None
             gap = (logp_T.cpu() - batch.sampled_logp_T.cpu()).abs().max().item()
@@ -214,7 +214,8 @@ class Rollouts:
 
     def _complain(self, step: int, scored: Sequence[ScoredGroup], rounds: int, wanted: int) -> None:
         """Say when there is nothing, or hardly anything, to learn from; at the first time and then every tenth."""
-        with_signal = sum(one.has_signal for one in scored)
+        loss = self._config.loss
+        with_signal = sum(one.teaches(loss) for one in scored)
         full = with_signal >= wanted
         if full or (not rounds and with_signal > len(scored) // 10):
             return
@@ -222,10 +223,11 @@ class Rollouts:
         if self._silent_rollouts % 10 != 1:
             return
         scores = [c.score for one in scored if one.group is not None for c in one.group.completions]
+        wanted_of_them = "a reward other than 0" if loss.advantage_baseline == "none" else "answers of different reward"
         level = f"rewards {min(scores):g} to {max(scores):g}" if scores else "no completion has a score"
         bound = f", the bound of {rounds} refills was reached with {with_signal} of {wanted}" if rounds else ""
         self._log.say(
-            f"warning: step {step + 1}: {with_signal} of {len(scored)} groups have answers of different reward "
+            f"warning: step {step + 1}: {with_signal} of {len(scored)} groups have {wanted_of_them} "
             f"({level}){bound}; the others teach nothing. Remedy: {_remedy(scores, self._config.eval.threshold)}"
         )
 
@@ -305,10 +307,12 @@ def score_answers(
     faults = [0] * len(answers)
     for fault in result.faults:
         faults[fault.index] += 1
+    weights = dict(zip(scorer.names, (reward.weight for reward in scorer.sections), strict=True))
     scored: list[ScoredGroup] = []
     start = 0
     for prompt, completions in zip(prompts, drawn, strict=True):
         part = slice(start, start + len(completions))
+        places = [place for place in range(part.start, part.stop) if result.totals[place] is not None]
         kept = [
             replace(completion, score=total)
             for completion, total in zip(completions, result.totals[part], strict=True)
@@ -321,31 +325,90 @@ def score_answers(
                 tuple(len(c.token_ids) for c in completions),
                 tuple(c.finished for c in completions),
                 sum(faults[part]),
+                steps=tuple(_steps(result, place, weights, answers[place], encoder) for place in places),
+                each={
+                    name: tuple(values[place] for place in places)
+                    for name, values in result.by_reward.items()
+                    if weights[name]
+                },
             )
         )
         start += len(completions)
     return scored, result.faults
 
 
-def with_advantages(groups: Sequence[Group], config: GrpoConfig) -> list[Group]:
-    """Every completion with the advantage of its outcome at each of its tokens."""
-    values = group_advantages(
-        [[c.score for c in group.completions] for group in groups],
-        scale=config.loss.advantage_scale,
-        ddof=config.loss.std_ddof,
-    )
-    return [
-        group.replace_completions(
-            [
-                replace(completion, advantage=torch.full((len(completion.token_ids),), value))
-                for completion, value in zip(group.completions, own, strict=True)
-            ]
-        )
-        for group, own in zip(groups, values, strict=True)
+def _steps(
+    result: ScoredAnswers, place: int, weights: Mapping[str, float], answer: Answer, encoder: TextEncoder
+) -> Steps:
+    """The weighted step rewards of one completion, by token; the outcome rewards are one more step, at the end."""
+    steps = [
+        (end, weights[name] * value)
+        for name, column in result.steps.items()
+        for end, value in _by_token(column[place] or (), answer, encoder)
+        if weights[name]
     ]
+    outcome = result.outcomes[place]
+    if outcome is not None or not steps:
+        steps.append((len(answer.token_ids) - 1, outcome or 0.0))
+    return sorted(steps, key=lambda step: step[0])
 
 
-def rollout_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:
+def _by_token(steps: Sequence[tuple[int, float]], answer: Answer, encoder: TextEncoder) -> list[tuple[int, float]]:
+    """Steps by the token that holds their last character; one that ends with the text ends with the last token.
+
+    So the end token, which has no text, belongs to the last step.
+    """
+    count = len(answer.token_ids)
+    found: list[tuple[int, float]] = []
+    for end, value in steps:
+        place = count - 1
+        if end < len(answer.text):
+            lengths = _LengthOfText(answer.token_ids, encoder)
+            place = min(bisect.bisect_left(lengths, end, lo=1, hi=count) - 1, count - 1)
+        found.append((place, value))
+    return found
+
+
+class _LengthOfText(Sequence[int]):
+    """Characters in the text of the first i tokens, decoded when asked for: a search asks for a few."""
+
+    def __init__(self, token_ids: tuple[int, ...], encoder: TextEncoder) -> None:
+        self._ids = token_ids
+        self._encoder = encoder
+
+    def __len__(self) -> int:
+        return len(self._ids) + 1
+
+    def __getitem__(self, index: int) -> int:  # type: ignore[override]
+        return len(self._encoder.decode(self._ids[:index]))
+
+
+def _given(prompt: Prompt) -> ScoredGroup:
+    """A row's own answer as what was learned from it: right by definition."""
+    answer = prompt.answer
+    if answer is None:
+        raise ValueError(f"{prompt.key}: has no answer of its own")
+    completion = Completion(token_ids=answer.token_ids, finished=answer.finished, score=1.0)
+    length = len(answer.token_ids)
+    group = Group(key=prompt.key, prompt_ids=prompt.prompt_ids, completions=(completion,))
+    return ScoredGroup(group, {}, (length,), (answer.finished,), 0, steps=(((length - 1, 1.0),),))
+
+
+def _uncut(group: Group) -> Group | None:
+    """The group without completions that were cut; None where none is left."""
+    whole = [completion for completion in group.completions if completion.finished]
+    return group.replace_completions(whole) if whole else None
+
+
+def _without_drawn_logp(one: ScoredGroup) -> ScoredGroup:
+    """Nothing reads it: it would only be written into checkpoints."""
+    if one.group is None:
+        return one
+    bare = one.group.replace_completions([replace(c, drawn_logp=None) for c in one.group.completions])
+    return replace(one, group=bare)
+
+
+def rollout_metrics(scored: Sequence[ScoredGroup], config: GrpoConfig) -> dict[str, float]:
     """Numbers over everything that was sampled, whether it is learned from or not."""
     groups = [one.group for one in scored if one.group is not None]
     scores = [[c.score for c in group.completions] for group in groups]
@@ -356,10 +419,10 @@ def rollout_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:
         "completions/clipped_ratio": 1 - statistics.fmean(finished),
         "completions/skipped": sum(one.skipped for one in scored),
         "rewards/faults": sum(one.faults for one in scored),
-        "groups/no_signal": sum(not one.has_signal for one in scored),
-        "frac_reward_zero_std": statistics.fmean(not one.has_signal for one in scored),
+        "groups/no_signal": sum(not one.teaches(config.loss) for one in scored),
+        "frac_reward_zero_std": statistics.fmean(not one.teaches(config.loss) for one in scored),
     }
-    if scores:
+    if scores and config.source != "data":  # whose answers are right by definition
         values["reward"] = statistics.fmean(score for group in scores for score in group)
         values["reward_std"] = statistics.fmean(statistics.pstdev(group) for group in scores)
     for name in scored[0].by_reward:

@@ -19,8 +19,9 @@ from groupwise.rewards.protocol import prompt_text
 from groupwise.rewards.scorer import Fault, Scorer
 from groupwise.train.order import EpochOrder
 from grpo.config import GrpoConfig
+from grpo.credit import ScoredGroup
 from grpo.dataset_utils import Prompt
-from grpo.rollouts import ScoredGroup, draw_answers, score_answers
+from grpo.rollouts import draw_answers, score_answers
 
 _TRIAL_PROMPTS = 8
 _MORE_PROMPTS = 24  # where the first ones gave no signal
@@ -55,13 +56,13 @@ def roll_out(
     order = EpochOrder(len(train), seed=config.run.seed)
     trial = _drawn(config, engine, encoder, scorer, [train[order[i]] for i in range(_TRIAL_PROMPTS)], 0)
     scored = list(trial.scored)
-    if not any(one.has_signal for one in scored) and len(trial.faults) < len(trial.answers):
+    if not any(one.teaches(config.loss) for one in scored) and len(trial.faults) < len(trial.answers):
         more = [train[order[i]] for i in range(_TRIAL_PROMPTS, _TRIAL_PROMPTS + _MORE_PROMPTS)]
         scored += _drawn(config, engine, encoder, scorer, more, _TRIAL_PROMPTS).scored
     _show_answers(trial, engine, encoder, report)
     _tell_faults(config, scorer, trial, report)
     tell_scores({name: [v for one in scored for v in one.by_reward[name]] for name in scored[0].by_reward}, report)
-    with_signal = sum(one.has_signal for one in scored)
+    with_signal = sum(one.teaches(config.loss) for one in scored)
     line = f"{with_signal} of {len(scored)} groups have answers of different reward"
     if not with_signal:
         report.error(

@@ -9,7 +9,7 @@ Legend: S tokens in the row, T completion tokens, D hidden width, V vocabulary.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,18 +20,26 @@ from transformers import PreTrainedModel
 from groupwise.batch import GroupBatch, pack, split_by_tokens, unpack_tokens
 from groupwise.groups import Completion, Group, NotFinite
 from groupwise.model.attention import IMPLEMENTATION, RowLayout
-from groupwise.model.head import rounding
+from groupwise.model.head import Reference, log_collision, rounding
 from groupwise.model.policy import Policy
 
 Method = Literal["shared", "repeat"]
+Extra = Literal["entropy_gradient", "kl", "collision"]
+"""What a caller may ask for besides log-probs: entropies with a gradient, the KL over the vocabulary, log sum p^2."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenScores:
-    """What the engine says of every completion token: log-prob and entropy of its prediction, both [T], nats."""
+    """What the engine says of every completion token's prediction, [T], nats: log-prob, entropy, KL to the reference.
+
+    The KL is over the whole vocabulary. `log_collision_T` is log sum_v p_v^2, without gradient. Both are None unless
+    they were asked for.
+    """
 
     logp_T: Tensor
     entropy_T: Tensor
+    kl_T: Tensor | None = None
+    log_collision_T: Tensor | None = None
 
 
 class LogprobEngine:
@@ -79,9 +87,35 @@ class LogprobEngine:
         with self.autocast():
             return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
-    def score(self, batch: GroupBatch, *, temperature: float = 1.0) -> TokenScores:
-        """Log-probs of every completion token of the batch at a sampling temperature; differentiable."""
-        return self._score(batch, self.method, temperature)
+    def score(self, batch: GroupBatch, *, temperature: float = 1.0, extras: Collection[Extra] = ()) -> TokenScores:
+        """Log-probs of every completion token of the batch at a sampling temperature; differentiable.
+
+        `extras`: "entropy_gradient" makes entropies differentiable too, "kl" adds the KL to the reference, which runs
+        the reference over the batch once more, "collision" adds `log_collision_T` for one more vocabulary projection.
+        """
+        return self._score(batch, self.method, temperature, extras)
+
+    def _score(
+        self, batch: GroupBatch, method: Method, temperature: float, extras: Collection[Extra] = ()
+    ) -> TokenScores:
+        reference = self._reference(batch, method) if "kl" in extras else None  # first: no backward pass is due yet
+        states = self._states(batch, method)
+        head = self.policy.output_head()
+        if head is None:
+            return _from_logits(states, batch.target_T, temperature, extras, reference)
+        # Outside autocast: a log-softmax over a vocabulary of bfloat16 logits is off by percents of a nat.
+        scores = TokenScores(
+            *head.token_logprobs(
+                states,
+                batch.target_T,
+                temperature=temperature,
+                entropy_gradient="entropy_gradient" in extras,
+                reference=reference,
+            )
+        )
+        if "collision" in extras:
+            scores = replace(scores, log_collision_T=head.log_collision(states.detach(), temperature=temperature))
+        return scores
 
     def states(self, batch: GroupBatch) -> Tensor:
         """The last layer's states that predict each completion token, [T, D]; differentiable.
@@ -93,16 +127,16 @@ class LogprobEngine:
         return self._states(batch, self.method)
 
     def _states(self, batch: GroupBatch, method: Method) -> Tensor:
+        """What predicts each completion token, [T, D] hidden states (or [T, V] logits where the head is not ours)."""
         with self.autocast():
             return self._shared_states(batch) if method == "shared" else self._repeated_states(batch)
 
-    def _score(self, batch: GroupBatch, method: Method, temperature: float) -> TokenScores:
-        states = self._states(batch, method)
-        head = self.policy.output_head()
-        if head is None:
-            return _from_logits(states, batch.target_T, temperature)
-        # Outside autocast: a log-softmax over a vocabulary of bfloat16 logits is off by percents of a nat.
-        return TokenScores(*head.token_logprobs(states, batch.target_T, temperature=temperature))
+    @torch.no_grad()
+    def _reference(self, batch: GroupBatch, method: Method) -> Reference:
+        with self.policy.reference():
+            states = self._states(batch, method)
+            head = self.policy.output_head()
+            return Reference(None if head is None else head.frozen(), states)
 
     def _shared_states(self, batch: GroupBatch) -> Tensor:
         """What predicts each completion token, [T, D] hidden states (or [T, V] logits), all from one packed row."""
@@ -232,11 +266,22 @@ def _not_finite(groups: Sequence[Group], logps: Sequence[Tensor]) -> list[Group]
     ]
 
 
-def _from_logits(logits_TV: Tensor, target_T: Tensor, temperature: float) -> TokenScores:
+def _from_logits(
+    logits_TV: Tensor, target_T: Tensor, temperature: float, extras: Collection[Extra], reference: Reference | None
+) -> TokenScores:
+    logp_TV = _logp(logits_TV, temperature)
+    watched_TV = logp_TV if "entropy_gradient" in extras else logp_TV.detach()
+    kl_T = None
+    if reference is not None:
+        kl_T = (logp_TV.exp() * (logp_TV - _logp(reference.states_T, temperature))).sum(dim=-1)
+    entropy_T = -(watched_TV.exp() * watched_TV).sum(dim=-1)
+    collision_T = log_collision(logp_TV.detach()) if "collision" in extras else None
+    return TokenScores(logp_TV.gather(1, target_T[:, None]).squeeze(1), entropy_T, kl_T, collision_T)
+
+
+def _logp(logits_TV: Tensor, temperature: float) -> Tensor:
     wide = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32)) / temperature
-    logp_TV = wide.log_softmax(dim=-1)
-    entropy_T = -(logp_TV.detach().exp() * logp_TV.detach()).sum(dim=-1)
-    return TokenScores(logp_TV.gather(1, target_T[:, None]).squeeze(1), entropy_T)
+    return wide.log_softmax(dim=-1)
 
 
 def _made_up_ids(model: PreTrainedModel, length: int) -> Tensor:

@@ -29,6 +29,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from groupwise.errors import UserError
 from groupwise.model.head import OutputHead, head_error
+from groupwise.model.heap import return_what_is_freed
 from groupwise.sections import LoraSection, ModelSection
 
 _REFERENCE = "reference.safetensors"
@@ -72,6 +73,8 @@ class Policy:
         model.eval()
         self.head_error = head_error(model)
         self._recomputed: list[nn.Module] = _checkpoint_layers(model) if gradient_checkpointing else []
+        if gradient_checkpointing and self.device.type == "cpu":
+            return_what_is_freed()  # who gives time for memory should get it
 
     @classmethod
     def load(
@@ -102,6 +105,11 @@ class Policy:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether layers run again in the backward pass (gradient checkpointing)."""
+        return bool(self._recomputed)
 
     def networks(self) -> list[PreTrainedModel]:
         """What is held in memory: the model, and without LoRA its frozen copy."""

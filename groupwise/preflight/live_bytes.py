@@ -15,6 +15,7 @@ class LiveBytes(TorchDispatchMode):
     `live` and `peak` are bytes. Storages that were there before do not count, and neither do buffers inside one
     operation. Works on real tensors and on those of a FakeTensorMode that is entered before it.
 
+    >>> import torch
     >>> with LiveBytes() as memory:
     ...     a = torch.zeros(1000)     # 4,000 bytes
     ...     b = a.view(10, 100) + 1   # a view holds the same storage

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from groupwise.batch import pack
 from groupwise.groups import Group
 from groupwise.model.engine import LogprobEngine
+from groupwise.model.heap import trim
 from groupwise.preflight.live_bytes import LiveBytes
 from groupwise.sections import OptimizerSection, SamplingSection
 from groupwise.train.optimizer import make_optimizer
@@ -68,7 +69,7 @@ def training_bytes(engine: LogprobEngine, part: Sequence[Group], optimizer: Opti
             state += sum(sizes)
             for p in twin.policy.trainable().values():
                 p.grad = torch.empty_like(p)
-        with LiveBytes(_on_heap if device.type == "cpu" else None) as memory:
+        with LiveBytes(_on_heap if device.type == "cpu" and not engine.policy.recomputes else None) as memory:
             batch = pack(part).to(device)
             scores = twin.score(batch)
             scores.logp_T.sum().backward()
@@ -97,6 +98,7 @@ def loaded_bytes(engine: LogprobEngine, part: Sequence[Group], optimizer: Optimi
     trial = make_optimizer(optimizer, [dummy])
     trial.step()
     trial.zero_grad()
+    trim()
     return held_bytes(engine.policy.device)
 
 

@@ -37,6 +37,25 @@ class Reward(Protocol):
     ) -> Sequence[float | None]: ...
 
 
+Steps = tuple[tuple[int, float], ...]
+"""Rewards of the steps of one completion, in order: where a step ends, and its reward.
+
+A step ends behind so many characters of the completion's text; the last may end where the text does.
+"""
+
+
+class ProcessReward(Protocol):
+    """Scores every step of the completions of one prompt: (end, value) pairs for each, or None for "no opinion".
+
+    Ends are numbers of characters of `text`, rising from step to step; values are finite. No steps at all are no
+    opinion. A function says that it is one with `process_reward`.
+    """
+
+    def __call__(
+        self, rows: Sequence[Mapping[str, object]], completions: Sequence[Answer]
+    ) -> Sequence[Sequence[tuple[int, float]] | None]: ...
+
+
 class BadOption(Exception):
     """An option of a reward that cannot be used; `option` is its name, the message what is wrong and the remedy."""
 
@@ -67,6 +86,25 @@ def per_completion(reward: FunctionT) -> FunctionT:
 def looks_at_one_completion(reward: object) -> bool:
     """Whether a reward was marked with `per_completion`; the marker must be True itself."""
     return getattr(reward, "per_completion", False) is True
+
+
+def process_reward(reward: FunctionT) -> FunctionT:
+    """Mark a reward that scores steps, not whole completions.
+
+    >>> @process_reward
+    ... @per_completion
+    ... def lines(rows, completions):
+    ...     return [[(len(answer.text), 1.0)] for answer in completions]
+    >>> scores_steps(lines), looks_at_one_completion(lines)
+    (True, True)
+    """
+    reward.scores_steps = True  # pyright: ignore[reportFunctionMemberAccess]
+    return reward
+
+
+def scores_steps(reward: object) -> bool:
+    """Whether a reward was marked with `process_reward`; the marker must be True itself."""
+    return getattr(reward, "scores_steps", False) is True
 
 
 def each(score: Callable[[Mapping[str, object], Answer], float | None]) -> Reward:

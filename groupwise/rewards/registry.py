@@ -14,13 +14,21 @@ from types import ModuleType
 from typing import cast, get_type_hints
 
 from groupwise.errors import UserError, nearest
-from groupwise.rewards.protocol import BadOption, Reward, looks_at_one_completion, per_completion
+from groupwise.rewards.protocol import (
+    BadOption,
+    Reward,
+    looks_at_one_completion,
+    per_completion,
+    process_reward,
+    scores_steps,
+)
 from groupwise.rewards.user_file import function_of, run_file, split_name
 
 BUILT_IN = {
     "exact_answer": "answers",
     "numeric_answer": "answers",
     "math_answer": "math_answer",
+    "worked_steps": "worked_steps",
     "regex_format": "form",
     "think_answer_format": "form",
     "length": "length",
@@ -30,7 +38,7 @@ BUILT_IN = {
     "sequence_classifier": "classifier",
 }
 """Name of every built-in reward -> the module of this package that holds its factory."""
-GOLD_REWARDS = frozenset({"exact_answer", "numeric_answer", "math_answer"})
+GOLD_REWARDS = frozenset({"exact_answer", "numeric_answer", "math_answer", "worked_steps"})
 """Built-in rewards that compare a completion with a gold answer in its row, and refuse a row without one."""
 
 
@@ -103,7 +111,10 @@ def _users_reward(
     if problems:
         return None, problems
     reward = cast(Reward, functools.partial(function, **options))
-    return (per_completion(reward) if looks_at_one_completion(function) else reward), []
+    for is_marked, mark in ((looks_at_one_completion, per_completion), (scores_steps, process_reward)):
+        if is_marked(function):
+            mark(reward)
+    return reward, []
 
 
 def _signature_problems(

@@ -20,10 +20,10 @@ import numpy as np
 
 from groupwise.errors import RunStopped, UserError, listed
 from groupwise.rewards.process import WorkerLost, WorkerProcess
-from groupwise.rewards.protocol import Answer, prompt_text
+from groupwise.rewards.protocol import Answer, Steps, prompt_text
 from groupwise.rewards.registry import BUILT_IN, GOLD_REWARDS, problems_before_loading
 from groupwise.rewards.user_file import split_name
-from groupwise.rewards.wire import Bad, FaultKind, answers_to_plain, row_to_plain, scores_from_plain
+from groupwise.rewards.wire import Bad, FaultKind, Given, answers_to_plain, row_to_plain, scores_from_plain
 from groupwise.sections import RewardSection, ScoringSection
 
 LARGEST_FLOAT32 = 3.4028234663852886e38
@@ -51,11 +51,15 @@ class ScoredAnswers:
 
     `totals` are the weighted sums; None: leave the completion out, for a fault under the policy skip or fail, or
     because no reward with a weight had an opinion. `by_reward` holds the unweighted scores under each reward's display
-    name; None: no opinion, or a fault.
+    name; None: no opinion, or a fault. A process reward's score is the mean over its steps; `steps` holds these, by
+    display name, for process rewards alone. `outcomes` are the weighted sums without process rewards, None where no
+    other reward had an opinion.
     """
 
     totals: tuple[float | None, ...]
     by_reward: Mapping[str, tuple[float | None, ...]]
+    steps: Mapping[str, tuple[Steps | None, ...]]
+    outcomes: tuple[float | None, ...]
     faults: tuple[Fault, ...]
 
 
@@ -65,6 +69,7 @@ class _Loaded:
     section: RewardSection
     name: str
     per_completion: bool
+    scores_steps: bool
 
     @property
     def key(self) -> str:
@@ -126,7 +131,9 @@ class Scorer:
         except BaseException:
             self.close()
             raise
+        self.sections = tuple(rewards)
         self.names = tuple(reward.name for reward in self._rewards)
+        self.process_names = tuple(reward.name for reward in self._rewards if reward.scores_steps)
 
     def __enter__(self) -> Self:
         return self
@@ -164,10 +171,12 @@ class Scorer:
         except BaseException:
             self.close()  # the run is over: wait for no reward
             raise
-        table = {
+        given = {
             reward.name: list(itertools.chain.from_iterable(next(results) for _ in spans)) for reward in self._rewards
         }
-        table = {r.name: [_countable(s, r, len(self._rewards)) for s in table[r.name]] for r in self._rewards}
+        given = {r.name: [_countable(s, r, len(self._rewards)) for s in given[r.name]] for r in self._rewards}
+        table = {name: [_mean_of_steps(score) for score in column] for name, column in given.items()}
+        outcomes = [r for r in self._rewards if not r.scores_steps]
         faults = tuple(
             Fault(
                 reward=name,
@@ -185,8 +194,10 @@ class Scorer:
             self.fault_count += len(faults)
             self.enforce(self.fault_count, faults)
         return ScoredAnswers(
-            totals=tuple(self._total([table[r.name][i] for r in self._rewards]) for i in range(len(answers))),
+            totals=tuple(self._total(self._rewards, table, i) for i in range(len(answers))),
             by_reward={n: tuple(None if isinstance(s, Bad) else s for s in column) for n, column in table.items()},
+            steps={n: tuple(s if isinstance(s, tuple) else None for s in given[n]) for n in self.process_names},
+            outcomes=tuple(self._total(outcomes, table, i) for i in range(len(answers))),
             faults=faults,
         )
 
@@ -231,10 +242,13 @@ class Scorer:
                 f"scoring.fail_after allows {self._scoring.fail_after}"
             )
 
-    def _total(self, scores: Sequence[float | None | Bad]) -> float | None:
-        """The weighted sum of one completion's scores, one per reward."""
+    def _total(
+        self, rewards: Sequence[_Loaded], table: Mapping[str, Sequence[float | None | Bad]], index: int
+    ) -> float | None:
+        """The weighted sum of the scores that these rewards gave one completion."""
         parts: list[float] = []
-        for reward, score in zip(self._rewards, scores, strict=True):
+        for reward in rewards:
+            score = table[reward.name][index]
             if reward.section.weight == 0 or score is None:
                 continue
             if isinstance(score, Bad):
@@ -245,7 +259,7 @@ class Scorer:
         # What differs by the rounding of a sum (0.1 + 0.2 and 0.3) must not look like a better answer.
         return float(np.float32(math.fsum(parts))) if parts else None
 
-    def _scores(self, call: _Call, *, limit_s: float | None = None) -> list[float | None | Bad]:
+    def _scores(self, call: _Call, *, limit_s: float | None = None) -> list[Given]:
         """The scores of one call; where the reward allows it, one fault costs one completion."""
         try:
             return self._ask(call, limit_s or self._scoring.time_limit)
@@ -254,7 +268,7 @@ class Scorer:
                 return [failure.bad] * len(call.answers)
         return list(itertools.chain.from_iterable(self._scores(one) for one in call.one_by_one()))
 
-    def _ask(self, call: _Call, limit_s: float) -> list[float | None | Bad]:
+    def _ask(self, call: _Call, limit_s: float) -> list[Given]:
         worker = self._idle.get()
         try:
             self._refuse_when_closed()
@@ -311,7 +325,8 @@ class Scorer:
                     problem = f"{key}: {section.name} cannot be loaded: it {lost.kind}: {lost}"
                     answer: dict[str, Any] = {"problems": [problem]}
                 found = answer.get("problems", [])
-                loaded.append(_Loaded(index, section, name, answer.get("per_completion", False)))
+                marks = {mark: answer.get(mark, False) for mark in ("per_completion", "scores_steps")}
+                loaded.append(_Loaded(index, section, name, **marks))
             problems += found
         if problems:
             raise UserError(listed(problems))
@@ -371,11 +386,19 @@ def _rows_to_plain(rows: Sequence[Mapping[str, object]]) -> list[dict[str, Any]]
     return [plain[id(row)] for row in rows]
 
 
-def _countable(score: float | None | Bad, reward: _Loaded, rewards: int) -> float | None | Bad:
+def _countable(score: Given, reward: _Loaded, rewards: int) -> Given:
     """The score, unless its part of the sum could leave the range of float32, in which advantages are computed."""
-    if score is None or isinstance(score, Bad) or abs(score * reward.section.weight) <= LARGEST_FLOAT32 / rewards:
+    if score is None or isinstance(score, Bad):
         return score
-    return Bad("not finite", f"returned {score:g}, which times its weight is beyond the range of float32")
+    values = [value for _, value in score] if isinstance(score, tuple) else [score]
+    largest = max(values, key=abs)
+    if abs(largest * reward.section.weight) <= LARGEST_FLOAT32 / rewards / len(values):
+        return score
+    return Bad("not finite", f"returned {largest:g}, which times its weight is beyond the range of float32")
+
+
+def _mean_of_steps(score: Given) -> float | None | Bad:
+    return math.fsum(value for _, value in score) / len(score) if isinstance(score, tuple) else score
 
 
 def _short(text: str, most: int = 500) -> str:

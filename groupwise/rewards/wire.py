@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from groupwise.errors import UserError
-from groupwise.rewards.protocol import Answer, prompt_text
+from groupwise.rewards.protocol import Answer, Steps, prompt_text
 
-FaultKind = Literal["raised", "timed out", "died", "not finite", "wrong count", "not a number"]
+FaultKind = Literal["raised", "timed out", "died", "not finite", "wrong count", "not a number", "not a step"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,10 @@ def answers_from_plain(plain: Iterable[Sequence[Any]]) -> list[Answer]:
     ]
 
 
+Given = float | Steps | None | Bad
+"""What a reward gave for one completion: a score, or the rewards of its steps; None: no opinion."""
+
+
 def scores_of(result: object, count: int) -> list[float | None | Bad] | Bad:
     """What a reward returned, as one score, None or Bad for each of `count` completions; Bad when they do not match.
 
@@ -87,6 +91,26 @@ def scores_of(result: object, count: int) -> list[float | None | Bad] | Bad:
     >>> scores_of([1.0], 2)
     Bad(kind='wrong count', message='returned 1 score for 2 completions')
     """
+    values = _values(result, count)
+    return values if isinstance(values, Bad) else [_score(value) for value in values]
+
+
+def steps_of(result: object, texts: Sequence[str]) -> list[Steps | None | Bad] | Bad:
+    """What a process reward returned, as the steps of each completion, None or Bad; Bad when they do not match.
+
+    >>> steps_of([[(3, 1), (5, 0.5)], [], None], ["a=b\\nc", "x", "y"])
+    [((3, 1.0), (5, 0.5)), None, None]
+    >>> steps_of([[(9, 1.0)], 0.5], ["a", "b"])  # doctest: +NORMALIZE_WHITESPACE
+    [Bad(kind='not a step',
+         message='returned a step that ends at 9; ends rise from 1 to 1, the characters of the text'),
+     Bad(kind='not a step', message='returned 0.5, not a list of (end, value) pairs')]
+    """
+    values = _values(result, len(texts))
+    return values if isinstance(values, Bad) else [_steps(v, text) for v, text in zip(values, texts, strict=True)]
+
+
+def _values(result: object, count: int) -> list[object] | Bad:
+    """One value for each completion."""
     # The keys of a mapping, or a set in whatever order, would be scores by accident.
     if isinstance(result, str | bytes | bytearray | Mapping | Set) or not isinstance(result, Iterable):
         return Bad("wrong count", f"returned {shown(cast(object, result))}, not a list of {count} scores")
@@ -95,7 +119,35 @@ def scores_of(result: object, count: int) -> list[float | None | Bad] | Bad:
         return Bad("wrong count", f"returned more than {count} {_scores(count)}")
     if len(values) < count:
         return Bad("wrong count", f"returned {len(values)} {_scores(len(values))} for {count} completions")
-    return [_score(value) for value in values]
+    return values
+
+
+def _steps(value: object, text: str) -> Steps | None | Bad:
+    if value is None:
+        return None
+    if isinstance(value, str | bytes | bytearray | Mapping | Set) or not isinstance(value, Sequence):
+        return Bad("not a step", f"returned {shown(cast(object, value))}, not a list of (end, value) pairs")
+    steps: list[tuple[int, float]] = []
+    for pair in cast(Sequence[object], value):
+        if not isinstance(pair, list | tuple) or len(cast(Sequence[object], pair)) != 2:
+            return Bad("not a step", f"returned the step {shown(cast(object, pair))}, not (end, value)")
+        end, reward = cast(Sequence[object], pair)
+        if isinstance(end, bool) or not isinstance(end, int):
+            return Bad("not a step", f"returned a step that ends at {shown(end)}, not at a whole number")
+        least = steps[-1][0] + 1 if steps else min(1, len(text))
+        if not least <= end <= len(text):
+            return Bad(
+                "not a step",
+                f"returned a step that ends at {shown(end)}; ends rise from {least} to {len(text)}, the characters of "
+                "the text",
+            )
+        score = _score(reward)
+        if score is None:
+            return Bad("not a number", "returned a step without a value")
+        if isinstance(score, Bad):
+            return score
+        steps.append((end, score))
+    return tuple(steps) or None
 
 
 def _scores(count: int) -> str:
@@ -129,11 +181,29 @@ def shown(value: object, most: int = 200) -> str:
     return text if len(text) <= most else text[:most] + "..."
 
 
-def scores_to_plain(scores: Iterable[float | None | Bad]) -> list[Any]:
-    """Scores as JSON can hold them: a number, null, or [kind, message]."""
-    return [[score.kind, score.message] if isinstance(score, Bad) else score for score in scores]
+def scores_to_plain(scores: Iterable[Given]) -> list[Any]:
+    """Scores as JSON can hold them: a number, null, [kind, message], or the steps by name."""
+    return [
+        [score.kind, score.message]
+        if isinstance(score, Bad)
+        else {"steps": score}
+        if isinstance(score, tuple)
+        else score
+        for score in scores
+    ]
 
 
-def scores_from_plain(plain: Iterable[Any]) -> list[float | None | Bad]:
-    """The inverse of `scores_to_plain`."""
-    return [Bad(*score) if isinstance(score, list) else score for score in plain]  # pyright: ignore
+def scores_from_plain(plain: Iterable[Any]) -> list[Given]:
+    """The inverse of `scores_to_plain`.
+
+    >>> given = [1.0, None, Bad("raised", "no"), ((3, 1.0),)]
+    >>> scores_from_plain(json.loads(json.dumps(scores_to_plain(given)))) == given
+    True
+    """
+    return [_from_plain(score) for score in plain]
+
+
+def _from_plain(score: Any) -> Given:
+    if isinstance(score, list):
+        return Bad(*score)  # pyright: ignore[reportUnknownArgumentType]
+    return tuple((end, value) for end, value in score["steps"]) if isinstance(score, dict) else score

@@ -20,7 +20,7 @@ from typing import Any
 
 from groupwise.errors import UserError
 from groupwise.rewards import wire
-from groupwise.rewards.protocol import Reward, looks_at_one_completion
+from groupwise.rewards.protocol import Reward, looks_at_one_completion, scores_steps
 from groupwise.rewards.registry import make_reward
 
 MESSAGE_LIMIT = 2000  # characters of an exception that are passed on
@@ -49,14 +49,18 @@ class Rewards:
         if reward is None:
             return {"problems": problems}
         self._loaded[request["index"]] = reward
-        return {"per_completion": looks_at_one_completion(reward)}
+        return {"per_completion": looks_at_one_completion(reward), "scores_steps": scores_steps(reward)}
 
     def _score(self, request: dict[str, Any]) -> dict[str, Any]:
         rows = [request["rows"][place] for place in request["row_of"]]
         _seed(request)
         try:
-            result = self._loaded[request["index"]](rows, wire.answers_from_plain(request["completions"]))
-            scores = wire.scores_of(result, len(rows))
+            reward, answers = self._loaded[request["index"]], wire.answers_from_plain(request["completions"])
+            result = reward(rows, answers)
+            if scores_steps(reward):
+                scores = wire.steps_of(result, [answer.text for answer in answers])
+            else:
+                scores = wire.scores_of(result, len(rows))
         except UserError as error:
             return {"user_error": str(error)}
         except BaseException as error:  # SystemExit too: a reward that calls sys.exit() has failed, not finished

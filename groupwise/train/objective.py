@@ -4,7 +4,7 @@ Legend: R completions, T completion tokens, K pairs.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from groupwise.batch import GroupBatch
 from groupwise.groups import Group, completion_tokens, ordered_pairs
-from groupwise.model.engine import LogprobEngine, TokenScores
+from groupwise.model.engine import Extra, LogprobEngine, TokenScores
 from groupwise.observe.metrics import MetricSums
 from groupwise.train.runtime import Runtime
 
@@ -58,6 +58,11 @@ class Objective(ABC):
     @abstractmethod
     def metric_names(self) -> Sequence[str]:
         """Every name that `loss_sum` adds to its sums, so that a process without groups knows them too."""
+
+    @property
+    def extras(self) -> Collection[Extra]:
+        """What `loss_sum` reads of the scores besides log-probs."""
+        return ()
 
     @abstractmethod
     def loss_sum(self, batch: GroupBatch, scores: TokenScores, sums: MetricSums) -> Tensor:

@@ -41,7 +41,7 @@ def accumulate_gradient(
     bad: list[Group] = []
     for part in split_by_tokens(runtime.share(groups), tokens_per_forward):
         batch = pack(part).to(runtime.device)
-        scores = engine.score(batch, temperature=objective.temperature)
+        scores = engine.score(batch, temperature=objective.temperature, extras=objective.extras)
         loss_sum = objective.loss_sum(batch, scores, sums)
         # A log-ratio of infinity can have a loss of 0, so the loss alone does not tell.
         if not (torch.isfinite(loss_sum) & torch.isfinite(scores.logp_T).all()):
@@ -116,7 +116,7 @@ def _is_finite_alone(objective: Objective, group: Group, engine: LogprobEngine, 
     for p in parameters:
         p.grad = None
     batch = pack([group]).to(runtime.device)
-    scores = engine.score(batch, temperature=objective.temperature)
+    scores = engine.score(batch, temperature=objective.temperature, extras=objective.extras)
     loss = objective.loss_sum(batch, scores, MetricSums(runtime.device))
     loss.backward()
     values = [scores.logp_T.detach(), loss.detach(), *(p.grad for p in parameters if p.grad is not None)]

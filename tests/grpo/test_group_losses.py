@@ -1,12 +1,14 @@
 """The loss of Eq. 3 against the paper's own gradient (Eq. 21), exact expectations, and finite differences."""
 
 import itertools
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from grpo.losses import clipped_surrogate, grpo_token_loss, kl_k3
+from grpo.losses.kl import kl_estimate, kl_k1, kl_k3
+from grpo.losses.surrogates import clipped_surrogate
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -26,9 +28,8 @@ def test_the_gradient_on_policy_is_equation_21() -> None:
 
     def loss(parameters: Tensor) -> Tensor:
         logp = parameters.log_softmax(-1).gather(1, token[:, None]).squeeze(1)
-        return grpo_token_loss(
-            logp, old, advantage, clip_low=0.2, clip_high=0.2, reference_logp_T=ref, kl_coefficient=beta
-        ).sum()
+        gain = clipped_surrogate((logp - old).exp(), advantage, clip_low=0.2, clip_high=0.2)
+        return (beta * kl_k3(logp, ref) - gain).sum()
 
     live = theta.clone().requires_grad_()
     loss(live).backward()
@@ -53,33 +54,46 @@ def test_k3_is_never_negative_and_zero_only_for_equal_log_probs() -> None:
     assert (near >= 0).all() and near.max() < 1e-17  # the difference of nearly equal numbers once was negative
 
 
-def test_expectations_of_k3_on_a_policy_that_can_be_enumerated() -> None:
-    """Its value is KL(pi || ref); its gradient is that of KL(ref || pi), and times the ratio that of KL(pi || ref)."""
+@pytest.mark.parametrize(
+    ("form", "with_ratio", "pulls"),
+    [
+        ("k1", False, "nowhere"),
+        ("k1", True, "reverse"),
+        ("k2", False, "reverse"),
+        ("k3", False, "forward"),
+        ("k3", True, "reverse"),
+    ],
+)
+def test_mean_gradients_of_kl_estimates_on_a_policy_that_can_be_enumerated(
+    form: Literal["k1", "k2", "k3"], with_ratio: bool, pulls: str
+) -> None:
+    """reverse: KL(pi || ref), what the name promises; forward: KL(ref || pi); k1 alone teaches nothing on average."""
     theta, reference = logits(4), logits(4).log_softmax(-1)
     p = theta.softmax(-1)
+    live = theta.clone().requires_grad_()
+    logp = live.log_softmax(-1)
+    values = kl_estimate(form, logp, reference)
+    if with_ratio:
+        values = values * (logp - logp.detach()).exp()
+    # The expectation over draws from the policy as it is: their probabilities are no function of theta.
+    (found,) = torch.autograd.grad((p * values).sum(), live)
+    logp = live.log_softmax(-1)
+    kls = {
+        "reverse": (logp.exp() * (logp - reference)).sum(),
+        "forward": (reference.exp() * (reference - logp)).sum(),
+        "nowhere": 0 * logp.sum(),
+    }
+    (expected,) = torch.autograd.grad(kls[pulls], live)
+    assert torch.allclose(found, expected, atol=1e-12)
+    assert expected.norm() > 1e-2 or pulls == "nowhere"
 
-    def gradient_of(form: str) -> Tensor:
-        live = theta.clone().requires_grad_()
-        logp = live.log_softmax(-1)
-        if form == "reverse":
-            total = (logp.exp() * (logp - reference)).sum()
-        elif form == "forward":
-            total = (reference.exp() * (reference - logp)).sum()
-        else:
-            loss = grpo_token_loss(
-                logp, logp.detach(), torch.zeros(4, dtype=torch.float64), clip_low=0.2, clip_high=0.2,
-                reference_logp_T=reference, kl_coefficient=1.0, kl_form=form,  # type: ignore[arg-type]
-            )  # fmt: skip
-            total = (p * loss).sum()  # the expectation over draws from the policy as it is
-        total.backward()
-        assert live.grad is not None
-        return live.grad
 
-    value = (p * kl_k3(p.log(), reference)).sum()
-    assert value.item() == pytest.approx((p * (p.log() - reference)).sum().item(), rel=1e-12)
-    assert torch.allclose(gradient_of("k3"), gradient_of("forward"), atol=1e-12)
-    assert torch.allclose(gradient_of("k3_ratio"), gradient_of("reverse"), atol=1e-12)
-    assert not torch.allclose(gradient_of("k3"), gradient_of("reverse"), atol=1e-3)
+def test_the_mean_of_k1_and_k3_is_the_kl() -> None:
+    theta, reference = logits(4), logits(4).log_softmax(-1)
+    logp = theta.log_softmax(-1)
+    kl = (logp.exp() * (logp - reference)).sum().item()
+    for estimate in (kl_k1, kl_k3):
+        assert (logp.exp() * estimate(logp, reference)).sum().item() == pytest.approx(kl, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -100,12 +114,3 @@ def test_higher_clip_is_only_above() -> None:
     advantage = torch.tensor([1.0, 1.0, -1.0, -1.0])
     found = clipped_surrogate(ratio, advantage, clip_low=0.2, clip_high=0.28)
     assert found.tolist() == pytest.approx([1.25, 0.75, -1.25, -0.8])
-
-
-def test_on_policy_the_value_is_minus_the_advantage_and_says_nothing() -> None:
-    """Centred advantages make the loss 0 on policy while its gradient is not: the loss is no measure of progress."""
-    logp = torch.tensor([-1.0, -2.0], requires_grad=True)
-    loss = grpo_token_loss(logp, logp.detach(), torch.tensor([1.0, -1.0]), clip_low=0.2, clip_high=0.2).sum()
-    loss.backward()
-    assert loss.item() == 0.0
-    assert logp.grad is not None and logp.grad.tolist() == [-1.0, 1.0]

@@ -1,7 +1,9 @@
 """Normalisers by hand, and invariant 2: the gradient does not depend on how a step is cut, for every preset."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,11 +20,23 @@ from groupwise.train.objective import StepTotals
 from groupwise.train.runtime import Runtime
 from groupwise.train.step import accumulate_gradient
 from grpo.config import GrpoLossSection
-from grpo.grpo_trainer import GrpoObjective
+from grpo.objective import EntropyControl, GrpoObjective
+from grpo.presets import PRESETS
 from tests.conftest import random_groups
 
 RUNTIME = Runtime()
-PRESETS = ("grpo", "dr_grpo", "dapo")
+# Every preset, and every key that adds a term, a mask or a weight.
+CHOICES: dict[str, dict[str, object]] = {
+    **{preset: {"preset": preset} for preset in PRESETS},
+    "two-sided": {"ratio_bound": 1.3},
+    "k1": {"kl_form": "k1", "kl_ratio": True},
+    "k2": {"kl_form": "k2"},
+    "exact": {"kl_form": "exact", "kl_coefficient": 0.3},
+    "entropy": {"entropy_coefficient": 0.1},
+    "top entropy": {"top_entropy": 0.2},
+    "off-policy mask": {"off_policy_limit": 0.02},
+    "sampler": {"sampler_cap": 1.05},
+}
 
 
 def objective(preset: str, *, length: int = 10, **options: object) -> GrpoObjective:
@@ -30,7 +44,7 @@ def objective(preset: str, *, length: int = 10, **options: object) -> GrpoObject
     return GrpoObjective(section, temperature=0.8, constant_length=length)
 
 
-def rollout(engine: LogprobEngine, count: int = 6) -> list[Group]:
+def rollout(engine: LogprobEngine, count: int = 4) -> list[Group]:
     """Groups as a rollout leaves them: reference, sampling log-probs a little off policy, advantages."""
     groups = reference_logprobs(engine, random_groups(count, vocabulary=200, completions=4), tokens_per_forward=10_000)
     generator = torch.Generator().manual_seed(5)
@@ -44,6 +58,7 @@ def rollout(engine: LogprobEngine, count: int = 6) -> list[Group]:
                 replace(
                     c,
                     sampled_logp=c.reference_logp + 0.3 * noise(c) if c.reference_logp is not None else None,
+                    drawn_logp=c.reference_logp + 0.3 * noise(c) if c.reference_logp is not None else None,
                     advantage=torch.full((len(c.token_ids),), c.score - 2.5, dtype=torch.float64),
                 )
                 for c in group.completions
@@ -64,29 +79,77 @@ def make_engine(folder: Path) -> LogprobEngine:
     return LogprobEngine(policy)
 
 
-@pytest.fixture
-def engine(tiny_model: Path) -> LogprobEngine:
-    return make_engine(tiny_model)
-
-
-def gradient(engine: LogprobEngine, groups: list[Group], preset: str, tokens: int) -> tuple[Tensor, dict[str, float]]:
-    sums = accumulate_gradient(objective(preset), groups, engine=engine, runtime=RUNTIME, tokens_per_forward=tokens)
+def gradient(engine: LogprobEngine, groups: list[Group], choice: str, tokens: int) -> tuple[Tensor, dict[str, float]]:
+    section = GrpoLossSection.model_validate(CHOICES[choice])
+    one = GrpoObjective(section, temperature=0.8, constant_length=10)
+    one = one.for_step(groups, engine=engine, runtime=RUNTIME, tokens_per_forward=tokens)
+    sums = accumulate_gradient(one, groups, engine=engine, runtime=RUNTIME, tokens_per_forward=tokens)
     grads = [p.grad for p in engine.policy.trainable().values() if p.grad is not None]
     flat = torch.cat([grad.flatten() for grad in grads])
     for p in engine.policy.trainable().values():
         p.grad = None
+    assert sorted(("entropy", "loss", *one.metric_names)) == sorted(sums.names)
     return flat, sums.means()
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_gradient_and_metrics_do_not_depend_on_cut_or_order(engine: LogprobEngine, preset: str) -> None:
-    groups = rollout(engine)
-    whole, metrics = gradient(engine, groups, preset, 100_000)
+@pytest.fixture(scope="module")
+def shared_engine(tiny_model: Path) -> LogprobEngine:
+    return make_engine(tiny_model)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_gradient_and_metrics_do_not_depend_on_cut_or_order(shared_engine: LogprobEngine, choice: str) -> None:
+    groups = rollout(shared_engine)
+    whole, metrics = gradient(shared_engine, groups, choice, 100_000)
     assert whole.norm() > 0
-    for tokens, order in ((1, groups), (60, groups), (100_000, groups[::-1]), (60, groups[3:] + groups[:3])):
-        again, other = gradient(engine, list(order), preset, tokens)
+    for tokens, order in ((1, groups), (60, groups[2:] + groups[:2])):
+        again, other = gradient(shared_engine, list(order), choice, tokens)
         assert torch.allclose(again, whole, rtol=1e-9, atol=1e-12)
         assert other == pytest.approx(metrics, rel=1e-9, abs=1e-12)
+    if choice not in PRESETS:
+        assert not torch.allclose(whole, gradient(shared_engine, groups, "grpo", 100_000)[0], rtol=1e-3)
+
+
+def test_a_share_of_the_steps_tokens_is_learned_from(shared_engine: LogprobEngine) -> None:
+    groups = rollout(shared_engine)
+    tokens = sum(len(c.token_ids) for group in groups for c in group.completions)
+    _, metrics = gradient(shared_engine, groups, "top entropy", 60)
+    assert metrics["masked/low_entropy"] == pytest.approx(1 - math.ceil(0.2 * tokens) / tokens)
+
+
+def test_the_entropy_bonus_is_the_gradient_of_the_mean_entropy(shared_engine: LogprobEngine) -> None:
+    """With advantages of 0 and a mean over tokens nothing else is left: minus coefficient times its gradient."""
+    groups = [
+        group.replace_completions(
+            [replace(c, advantage=torch.zeros(len(c.token_ids), dtype=torch.float64)) for c in group.completions]
+        )
+        for group in rollout(shared_engine, 3)
+    ]
+    section = GrpoLossSection.model_validate({"preset": "dapo", "entropy_coefficient": 0.7})
+    one = GrpoObjective(section, temperature=0.8, constant_length=10)
+    accumulate_gradient(one, groups, engine=shared_engine, runtime=RUNTIME, tokens_per_forward=50)
+    parameters = list(shared_engine.policy.trainable().values())
+    found = [p.grad.clone() for p in parameters if p.grad is not None]
+    for p in parameters:
+        p.grad = None
+    scores = shared_engine.score(pack(groups), temperature=0.8, extras=("entropy_gradient",))
+    expected = torch.autograd.grad(-0.7 * scores.entropy_T.mean(), parameters)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_an_adaptive_bonus_rises_below_its_target_acts_only_there_and_is_remembered() -> None:
+    options: dict[str, Any] = {"entropy_target": 0.5, "entropy_step": 0.01, "entropy_most": 0.025}
+    one = objective("grpo", **options)
+    assert one.extras == () and one.memory() == {}
+    seen: list[tuple[float, bool]] = []
+    for entropy in (0.9, 0.4, 0.4, 0.4, 0.6, 0.5):
+        one = one.after_step({"entropy": entropy})
+        again = objective("grpo", **options).remembering(one.memory())
+        assert again == one
+        seen.append((round(one.memory()["entropy_coefficient"], 6), one.extras == ("entropy_gradient",)))
+    assert seen == [(0.0, False), (0.01, True), (0.02, True), (0.025, True), (0.015, False), (0.025, True)]
+    assert isinstance(one.control, EntropyControl)
 
 
 def hand_made() -> tuple[GroupBatch, TokenScores, StepTotals]:
@@ -106,7 +169,12 @@ def hand_made() -> tuple[GroupBatch, TokenScores, StepTotals]:
 
 @pytest.mark.parametrize(
     ("normaliser", "expected"),
-    [("completion", -(2.0 - 1.0) / 2), ("token", -(2.0 - 3.0) / 4), ("constant", -(2.0 - 3.0) / (2 * 10))],
+    [
+        ("completion", -(2.0 - 1.0) / 2),
+        ("token", -(2.0 - 3.0) / 4),
+        ("sum", -(2.0 - 3.0) / 2),
+        ("constant", -(2.0 - 3.0) / (2 * 10)),
+    ],
 )
 def test_normalisers_by_hand(normaliser: str, expected: float) -> None:
     batch, scores, totals = hand_made()
@@ -147,3 +215,37 @@ def test_clip_metrics_count_what_the_clip_stops() -> None:
     means = sums.means()
     assert (means["clip_ratio/high"], means["clip_ratio/low"]) == (0.25, 0.25)  # A > 0 and up; A < 0 and down
     assert means["advantages/size"] == pytest.approx((2 + 3) / 4)
+
+
+def test_on_policy_the_value_is_minus_the_advantage_and_says_nothing() -> None:
+    """Centred advantages make the loss 0 on policy while its gradient is not: the loss is no measure of progress."""
+    batch, scores, totals = hand_made()
+    batch = replace(batch, advantage_T=torch.tensor([1.5, -0.5, -0.5, -0.5]))
+    live = scores.logp_T.clone().requires_grad_()
+    one = objective("dapo")
+    loss = one.loss_sum(batch, TokenScores(live, torch.zeros(4)), MetricSums("cpu")) / one.denominator(totals)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert live.grad is not None and live.grad.tolist() == [-0.375, 0.125, 0.125, 0.125]
+
+
+def test_dpo_as_the_paper_writes_it_is_the_same_frame_with_another_coefficient() -> None:
+    """Eq. 12 and 14, length-normalised: coefficient +-beta sigmoid(ll - lw), a mean of means over two answers."""
+    batch, scores, totals = hand_made()
+    beta, reference_T = 0.7, torch.tensor([-1.5, -0.5, -2.5, -2.0])
+    length_R = batch.length_R
+
+    def means(logp_T: Tensor) -> Tensor:
+        return batch.sum_per_completion(logp_T - reference_T) / length_R
+
+    live = scores.logp_T.clone().requires_grad_()
+    better, worse = means(live)
+    (direct,) = torch.autograd.grad(-torch.nn.functional.logsigmoid(beta * (better - worse)), live)
+    better, worse = means(scores.logp_T)
+    coefficient = beta * torch.sigmoid(beta * (worse - better))
+    batch = replace(batch, advantage_T=torch.stack([coefficient, -coefficient])[batch.row_T])
+    one = objective("online_rft")
+    again = scores.logp_T.clone().requires_grad_()
+    total = one.loss_sum(batch, TokenScores(again, torch.zeros(4)), MetricSums("cpu")) / one.denominator(totals)
+    (framed,) = torch.autograd.grad(total, again)
+    assert torch.allclose(2 * framed, direct, atol=1e-7)  # the frame takes the mean of the two answers, DPO their sum

@@ -42,6 +42,17 @@ def hangs_on_seven(rows, completions):
         pass
     return even(rows, completions)
 
+def even_steps(rows, completions):
+    "Two steps, at half and at the end of the text: whether the number of characters before is even."
+    found = []
+    for c in completions:
+        size = len(c.text)
+        ends = [size // 2, size] if size > 1 else [size]
+        found.append([(end, float(end % 2 == 0)) for end in ends])
+    return found
+
+even_steps.scores_steps = True
+
 def dies_on_seven(rows, completions):
     if rows[0]["n"] % 10 == 7:
         import os
@@ -56,6 +67,8 @@ REFILLED = (
 OFF_POLICY = ("--rollout.updates", "2", "--rollout.minibatches", "2")
 # The peer replays the permutation of the first epoch when it is continued in a later one.
 THIRD_EPOCH = ("--data.limit", "12")
+ADAPTING = ("--loss.entropy_target", "9", "--loss.entropy_step", "0.3")
+FROM_BASE = ("--loss.preset", "rft", "--loss.kl_coefficient", "0", "--data.limit", "12")
 MOVING = ("--loss.reference", "average", "--loss.reference_every", "2")
 
 Command = Callable[..., list[str]]
@@ -113,6 +126,8 @@ def test_reward_rises_and_a_run_leaves_everything_a_person_needs(command: Comman
         (5, OFF_POLICY),
         (3, REFILLED),
         (3, MOVING),
+        (3, ADAPTING),
+        (3, FROM_BASE),
         (5, THIRD_EPOCH),
     ],
 )
@@ -129,6 +144,50 @@ def test_a_stopped_and_continued_run_has_the_same_bytes(
         last="checkpoints/step-000006",
         files=("optimizer.safetensors", "rollout-groups.safetensors", "rollout-state.json"),
     )
+
+
+def test_process_supervision_runs_from_reward_to_advantages_of_tokens(command: Command, tmp_path: Path) -> None:
+    train_grpo.main(command("--steps", "2", "--eval.every", "0", reward="even_steps"))
+    run = tmp_path / "runs" / "run"
+    metrics = read_metrics(run / "metrics.jsonl")
+    assert all(0 < row["rewards/even_steps/mean"] < 1 and row["rewards/faults"] == 0 for row in metrics)
+    assert all(row["groups/used"] > 0 and row["grad_norm"] > 0 for row in metrics)
+
+
+def test_the_base_gives_a_prompt_the_same_answers_in_every_epoch(command: Command, tmp_path: Path) -> None:
+    """RFT: answers are sampled once; online rejection sampling draws new ones."""
+    for name, preset in (("offline", "rft"), ("online", "online_rft")):
+        more = ("--loss.kl_coefficient", "0", "--data.limit", "12", "--data.heldout_prompts", "1", "--steps", "6")
+        train_grpo.main(command("--loss.preset", preset, *more, "--run.transcripts_groups", "9", runs=name))
+        lines = (tmp_path / name / "run" / "transcripts.jsonl").read_text().splitlines()
+        answers: dict[str, set[str]] = {}
+        for row in map(json.loads, lines):
+            answers.setdefault(row["key"], set()).add(json.dumps([c["text"] for c in row["completions"]]))
+        assert len(lines) > len(answers)  # some prompt was asked twice
+        assert all(len(own) == 1 for own in answers.values()) == (name == "offline")
+
+
+def test_given_answers_are_learned(command: Command, tmp_path: Path) -> None:
+    """SFT is the same trainer with coefficient 1: the loss is the mean negative log-prob, and it falls."""
+    file = tmp_path / "given.jsonl"
+    rows = [{"prompt": f"We saw film number {i}.", "n": i, "good": "A lovely film."} for i in range(40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ("--rollout.answer_column", "good", "--rollout.completions_per_prompt", "1", "--loss.kl_coefficient", "0")
+    long = ("--sampling.max_new_tokens", "20", "--data.train", f"[{file}]", "--steps", "10", "--eval.every", "0")
+    whole = ("--lora", "null", "--optimizer.learning_rate", "5e-3")
+    train_grpo.main(command("--loss.preset", "sft", *given, *long, *whole))
+    metrics = read_metrics(tmp_path / "runs" / "run" / "metrics.jsonl")
+    assert metrics[0]["loss"] == pytest.approx(5.7, abs=0.3)  # ln 300: a random model of that many tokens
+    assert metrics[-1]["loss"] < metrics[0]["loss"] - 1
+    assert "reward" not in metrics[0] and metrics[0]["groups/used"] == 5
+
+
+def test_answers_that_were_cut_leave_the_loss_and_are_counted(command: Command, tmp_path: Path) -> None:
+    """A random model seldom ends an answer within six tokens: nearly all are cut."""
+    train_grpo.main(command("--rollout.drop_cut", "true", "--steps", "2", "--run.groups_per_step", "12"))
+    for row in read_metrics(tmp_path / "runs" / "run" / "metrics.jsonl"):
+        assert row["completions/dropped_cut"] > 30
+        assert row["tokens/completion"] < (48 - row["completions/dropped_cut"]) * 6
 
 
 def test_a_copied_reference_is_the_policy_of_its_step(command: Command, tmp_path: Path) -> None:

@@ -216,3 +216,38 @@ def test_nested_reference_contexts_stay_in_the_reference(lora: bool) -> None:
             assert torch.equal(engine.score(batch).logp_T, outer_T)
         assert torch.equal(engine.score(batch).logp_T, outer_T)
     assert not torch.equal(engine.score(batch).logp_T, outer_T)
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize("moved", [False, True], ids=["base", "moved"])
+def test_entropy_and_kl_over_the_vocabulary_equal_the_plain_formula(lora: bool, moved: bool) -> None:
+    """Values and gradients, to the base and to a reference that has left it; the policy comes out as it went in."""
+    policy = make_policy("gpt2", lora=lora)
+    if moved:
+        policy.move_reference(0.5)
+    with torch.no_grad():
+        for p in policy.trainable().values():
+            p.mul_(1.1)
+    groups = random_groups(3, vocabulary=VOCABULARY)
+    scores = LogprobEngine(policy).score(pack(groups), temperature=0.9, extras=("entropy_gradient", "kl"))
+    assert scores.kl_T is not None
+
+    def every_logp() -> Tensor:
+        rows: list[Tensor] = []
+        for group in groups:
+            for completion in group.completions:
+                ids = torch.tensor([group.prompt_ids + completion.token_ids])
+                rows.append(policy.active(input_ids=ids, use_cache=False).logits[0, len(group.prompt_ids) - 1 : -1])
+        return (torch.cat(rows) / 0.9).log_softmax(-1)
+
+    with policy.own_attention():
+        with torch.no_grad(), policy.reference():
+            reference_TV = every_logp()
+        logp_TV = every_logp()
+    kl_T = (logp_TV.exp() * (logp_TV - reference_TV)).sum(-1)
+    entropy_T = -(logp_TV.exp() * logp_TV).sum(-1)
+    assert kl_T.min() > 1e-6
+    torch.testing.assert_close(scores.kl_T, kl_T, atol=1e-10, rtol=0)
+    torch.testing.assert_close(scores.entropy_T, entropy_T, atol=1e-10, rtol=0)
+    ours = gradients(policy, scores.kl_T + scores.entropy_T.flip(0))
+    torch.testing.assert_close(ours, gradients(policy, kl_T + entropy_T.flip(0)), atol=1e-9, rtol=1e-9)

@@ -18,9 +18,10 @@ from groupwise.errors import UserError
 from groupwise.rewards import registry
 from groupwise.rewards.answers import number_of
 from groupwise.rewards.math_answer import last_boxed
-from groupwise.rewards.protocol import Answer, BadOption, Reward, looks_at_one_completion
+from groupwise.rewards.protocol import Answer, BadOption, Reward, looks_at_one_completion, scores_steps
 from groupwise.rewards.registry import BUILT_IN, make_reward, option_problems
 from groupwise.rewards.repetition import repeated_share
+from groupwise.rewards.wire import steps_of
 
 ROOT = Path(__file__).parents[2]
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k_train.jsonl"
@@ -407,8 +408,8 @@ def test_a_file_is_run_once_for_all_its_rewards(tmp_path: Path) -> None:
 # --- the example of the document --------------------------------------------------------------------------------------
 
 
-def test_the_example_of_the_document_works(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "rewards.md").read_text(), re.DOTALL)
+def test_the_examples_of_the_document_work(tmp_path: Path) -> None:
+    code, of_steps = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "rewards.md").read_text(), re.DOTALL)
     file = tmp_path / "my_rewards.py"
     file.write_text(code)
     files: dict[Path, ModuleType] = {}
@@ -421,3 +422,9 @@ def test_the_example_of_the_document_works(tmp_path: Path) -> None:
     assert brevity(rows, answers) == [0.5, 1.0, 1.0]
     assert shortest(rows, answers) == [0.0, 0.0, 1.0]
     assert (looks_at_one_completion(brevity), looks_at_one_completion(shortest)) == (True, False)
+    process = tmp_path / "process.py"
+    process.write_text(of_steps)
+    lines, _ = make_reward(f"{process}:lines", {}, "rewards[2]", files)
+    assert lines is not None and scores_steps(lines)
+    two_lines = Answer(text="short\n" + "x" * 50, token_ids=(), finished=True, group=0)
+    assert steps_of(lines(rows[:1], [two_lines]), [two_lines.text]) == [((6, 1.0), (56, 0.0))]

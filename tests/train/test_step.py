@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dpo.dpo_trainer import DpoObjective
+from dpo.loss_config import DpoLossSection
+from dpo.objective import DpoObjective
 from groupwise.groups import Completion, Group, NotFinite
 from groupwise.model.engine import LogprobEngine, reference_logprobs
 from groupwise.model.policy import Policy
@@ -43,7 +44,11 @@ def perturb(engine: LogprobEngine) -> None:
 
 def gradient(engine: LogprobEngine, groups: list[Group], tokens_per_forward: int) -> tuple[Tensor, dict[str, float]]:
     sums = accumulate_gradient(
-        DpoObjective(0.1), groups, engine=engine, runtime=RUNTIME, tokens_per_forward=tokens_per_forward
+        DpoObjective.of(DpoLossSection(beta=0.1)),
+        groups,
+        engine=engine,
+        runtime=RUNTIME,
+        tokens_per_forward=tokens_per_forward,
     )
     grads = [p.grad for p in engine.policy.trainable().values()]
     flat = torch.cat([grad.flatten() for grad in grads if grad is not None])
@@ -56,7 +61,7 @@ def take_step(
     engine: LogprobEngine, optimizer: torch.optim.Optimizer, groups: list[Group], *, tokens_per_forward: int
 ) -> None:
     optimizer_step(
-        DpoObjective(0.1),
+        DpoObjective.of(DpoLossSection(beta=0.1)),
         groups,
         engine=engine,
         optimizer=optimizer,
