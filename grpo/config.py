@@ -302,6 +302,7 @@ class GrpoConfig(Section):
     scoring: ScoringSection = ScoringSection()
     sampling: SamplingSection = SamplingSection()
     rollout: RolloutSection = RolloutSection()
+    reward_model: RewardModelSection | None = None
     loss: GrpoLossSection = GrpoLossSection()
     optimizer: OptimizerSection = OptimizerSection()
     run: RunSection
@@ -332,6 +333,24 @@ class GrpoConfig(Section):
             raise ValueError(
                 "loss.sampler_cap weighs tokens that were not drawn from the whole distribution of the policy; here "
                 "all were; remove it, or set sampling.top_p, top_k or min_p"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_reward_model_fits(self) -> Self:
+        if self.reward_model is None:
+            return self
+        if self.source != "policy":
+            raise ValueError(
+                f"reward_model learns from answers of the policy; with rollout.source {self.source} remove it"
+            )
+        if self.loss.several_rewards == "normalise_each":
+            raise ValueError("loss.several_rewards normalise_each has one reward to normalise; set it to sum")
+        per_rollout = self.rollout.minibatches * self.rollout.updates
+        if self.reward_model.every % per_rollout:
+            raise ValueError(
+                f"reward_model.every: {self.reward_model.every} falls between rollouts, which come every {per_rollout} "
+                "steps (rollout.minibatches x updates); use a multiple of that"
             )
         return self
 

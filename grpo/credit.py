@@ -50,6 +50,12 @@ class ScoredGroup:
         return len(set(values)) > 1
 
 
+def with_outcomes(one: ScoredGroup, group: Group) -> ScoredGroup:
+    """The same group as another judge scored it, completion by completion."""
+    outcomes = tuple(((len(c.token_ids) - 1, c.score),) for c in group.completions)
+    return replace(one, group=group, steps=outcomes)
+
+
 def with_advantages(
     scored: Sequence[ScoredGroup], groups: Sequence[Group], loss: GrpoLossSection, weights: Mapping[str, float]
 ) -> list[Group]:

@@ -28,6 +28,7 @@ from grpo.faults import FaultLog
 from grpo.objective import GrpoObjective
 from grpo.prepare import Prepared, prepare
 from grpo.report import DRIFTING, LEARNING, WATCHED, record
+from grpo.reward_model import RewardModel
 from grpo.rollouts import Rollouts
 
 HEADLINE = (
@@ -88,6 +89,9 @@ def _learn(
 ) -> tuple[FitResult, int]:
     """Rollouts and training; also how many faults rewards had in the rollouts."""
     engine = prepared.engine
+    reward_model = None
+    if config.reward_model is not None:
+        reward_model = RewardModel(config.reward_model, config.model, seed=config.run.seed, runtime=run.runtime)
     source = Rollouts(
         prepared.train,
         config=config,
@@ -96,6 +100,7 @@ def _learn(
         scorer=scorer,
         runtime=run.runtime,
         faults=prepared.faults,
+        reward_model=reward_model,
     )
     objective = GrpoObjective(
         config.loss,
@@ -121,6 +126,7 @@ def _learn(
             "training data": _fingerprint(prepared.train),
             "held-out data": _fingerprint(prepared.heldout),
             "file of a reward": scorer.fingerprint(),
+            "model of the reward model": "" if reward_model is None else reward_model.base_fingerprint(),
         },
         alarms=Alarms(config.alarms, WATCHED),
         best=WATCHED.held_out.removeprefix("eval/"),

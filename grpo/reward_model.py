@@ -192,6 +192,10 @@ class RewardModel:
 
     # --- on disk
 
+    def base_fingerprint(self) -> str:
+        """SHA-256 of the weights that it started from."""
+        return self._policy.base_fingerprint()
+
     def save(self, folder: Path) -> None:
         """Write everything that later scores and updates depend on."""
         tensors = {name: p.detach().clone() for name, p in self._parameters().items()}

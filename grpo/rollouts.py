@@ -28,12 +28,14 @@ from groupwise.train.order import EpochOrder
 from groupwise.train.runtime import Runtime
 from grpo.advantages import Steps
 from grpo.config import GrpoConfig
-from grpo.credit import ScoredGroup, with_advantages
+from grpo.credit import ScoredGroup, with_advantages, with_outcomes
 from grpo.dataset_utils import Prompt
 from grpo.faults import FaultLog
+from grpo.reward_model import RewardModel
 
 STATE = "rollout-state.json"
 GROUPS = "rollout-groups"
+JUDGED = "judged-groups"
 
 
 class Rollouts:
@@ -49,7 +51,9 @@ class Rollouts:
         scorer: Scorer,
         runtime: Runtime,
         faults: FaultLog,
+        reward_model: RewardModel | None = None,
     ) -> None:
+        """A `reward_model` scores what is learned from; the scorer's rewards then order what it learns from."""
         self._prompts = prompts
         self._config = config
         self._engine = engine
@@ -60,6 +64,8 @@ class Rollouts:
         self._order = EpochOrder(len(prompts), seed=config.run.seed)
         self._asked = 0  # prompts so far, over all epochs
         self._groups: list[Group] = []
+        self._reward_model = reward_model
+        self._judged: list[Group] = []  # scored by the rewards since the reward model learned from such groups
         self._passed_over: list[tuple[Group, str]] = []
         self._metrics: dict[str, float] = {}
         self._to_check = 2  # rollouts whose log-probs are compared with the engine's
@@ -94,12 +100,18 @@ class Rollouts:
         (folder / STATE).write_text(json.dumps(state) + "\n")
         save_groups(self._groups, folder, GROUPS)
         self._engine.policy.save_reference(folder)
+        if self._reward_model is not None:
+            self._reward_model.save(folder)
+            save_groups(self._judged, folder, JUDGED)
 
     def restore(self, folder: Path) -> None:
         state = json.loads((folder / STATE).read_text())
         self._asked, self._silent_rollouts, self._faults = state["asked"], state["silent_rollouts"], state["faults"]
         self._groups = load_groups(folder, GROUPS)
         self._engine.policy.restore_reference(folder)
+        if self._reward_model is not None:
+            self._reward_model.restore(folder)
+            self._judged = load_groups(folder, JUDGED)
 
     @property
     def faults(self) -> int:
@@ -117,8 +129,10 @@ class Rollouts:
         scored: list[ScoredGroup] = []
         teaching: list[ScoredGroup] = []
         rounds = 0
+        learned = self._teach_reward_model(step, times)
+        judged_before = len(self._judged)
         while True:
-            scored += self._round(wanted - len(teaching), times)
+            scored += self._rewarded(self._round(wanted - len(teaching), times), times)
             teaching = [one for one in scored if one.teaches(loss)]
             if len(teaching) >= wanted or rounds == config.rollout.most_refills:
                 break
@@ -138,7 +152,9 @@ class Rollouts:
         silent = "all rewards are 0" if loss.advantage_baseline == "none" else "all rewards are equal"
         self._passed_over = [(one.group, silent) for one in scored if one.group is not None and not one.teaches(loss)]
         self._passed_over += [(group, "all answers were cut") for group in whole if not _uncut(group)]
-        self._metrics = {**rollout_metrics(scored, config), "rollout/refills": rounds, **times}
+        self._metrics = {**rollout_metrics(scored, config), **learned, "rollout/refills": rounds, **times}
+        if self._reward_model is not None:
+            self._metrics |= _judgement(self._judged[judged_before:], self._metrics)
         if config.rollout.drop_cut:
             self._metrics["completions/dropped_cut"] = sum(not c.finished for group in whole for c in group.completions)
         self._complain(step, scored, rounds, wanted)
@@ -176,6 +192,45 @@ class Rollouts:
         self._scorer.enforce(self._faults, faults)  # on all processes at once
         times["time/score_s"] += time.perf_counter() - started
         return self._runtime.gather(scored)
+
+    def _teach_reward_model(self, step: int, times: dict[str, float]) -> dict[str, float]:
+        """Before the first step, and then after every so many: let the reward model learn what the rewards said."""
+        section = self._config.reward_model
+        if self._reward_model is None or section is None or step % section.every:
+            return {}
+        if step == 0:
+            self._judge(self._round(section.first_prompts, times))
+        started = time.perf_counter()
+        update = self._reward_model.update(self._judged, tokens_per_forward=self._config.run.tokens_per_forward)
+        times["time/reward_model_s"] = time.perf_counter() - started
+        self._judged = []
+        if update is None:
+            why = "no answers of different reward, so the reward model learned nothing"
+            self._log.say(f"warning: step {step + 1}: {why}")
+            return {}
+        return {
+            "reward_model/accuracy": update.accuracy,
+            "reward_model/loss": update.loss,
+            "reward_model/pairs": update.pairs,
+            "reward_model/replayed": update.replayed,
+        }
+
+    def _judge(self, scored: Sequence[ScoredGroup]) -> None:
+        """Keep what the rewards said for the next lesson of the reward model."""
+        self._judged += [one.group for one in scored if one.group is not None]
+
+    def _rewarded(self, scored: list[ScoredGroup], times: dict[str, float]) -> list[ScoredGroup]:
+        """The same groups with the scores of the reward model, where there is one."""
+        if self._reward_model is None:
+            return scored
+        self._judge(scored)
+        started = time.perf_counter()
+        groups = [one.group for one in scored if one.group is not None]
+        model, tokens = self._reward_model, self._config.run.tokens_per_forward
+        mine = self._runtime.together(lambda: model.score(self._runtime.share(groups), tokens_per_forward=tokens))
+        own = iter(self._runtime.gather(mine))
+        times["time/score_s"] += time.perf_counter() - started
+        return [one if one.group is None else with_outcomes(one, next(own)) for one in scored]
 
     def _answering(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the active network is the one that answers."""
@@ -406,6 +461,16 @@ def _without_drawn_logp(one: ScoredGroup) -> ScoredGroup:
         return one
     bare = one.group.replace_completions([replace(c, drawn_logp=None) for c in one.group.completions])
     return replace(one, group=bare)
+
+
+def _judgement(judged: Sequence[Group], values: Mapping[str, float]) -> dict[str, float]:
+    """What the rewards said of a rollout that a reward model scored, whose own mean then stands beside."""
+    scores = [[completion.score for completion in group.completions] for group in judged]
+    return {
+        "reward_model/score": values["reward"],
+        "reward": statistics.fmean(score for group in scores for score in group),
+        "reward_std": statistics.fmean(statistics.pstdev(group) for group in scores),
+    }
 
 
 def rollout_metrics(scored: Sequence[ScoredGroup], config: GrpoConfig) -> dict[str, float]:

@@ -69,6 +69,7 @@ OFF_POLICY = ("--rollout.updates", "2", "--rollout.minibatches", "2")
 THIRD_EPOCH = ("--data.limit", "12")
 ADAPTING = ("--loss.entropy_target", "9", "--loss.entropy_step", "0.3")
 FROM_BASE = ("--loss.preset", "rft", "--loss.kl_coefficient", "0", "--data.limit", "12")
+LEARNED_REWARD = ("--reward_model", "{first_prompts: 6, every: 2, learning_rate: 1.0e-2, replay: 0.5}")
 MOVING = ("--loss.reference", "average", "--loss.reference_every", "2")
 
 Command = Callable[..., list[str]]
@@ -128,6 +129,7 @@ def test_reward_rises_and_a_run_leaves_everything_a_person_needs(command: Comman
         (3, MOVING),
         (3, ADAPTING),
         (3, FROM_BASE),
+        (3, LEARNED_REWARD),
         (5, THIRD_EPOCH),
     ],
 )
@@ -144,6 +146,21 @@ def test_a_stopped_and_continued_run_has_the_same_bytes(
         last="checkpoints/step-000006",
         files=("optimizer.safetensors", "rollout-groups.safetensors", "rollout-state.json"),
     )
+
+
+def test_a_learned_reward_takes_the_place_of_the_rewards_that_teach_it(command: Command, tmp_path: Path) -> None:
+    """Algorithm 1: the model is asked in training, the rewards order its lessons and judge what is held out."""
+    train_grpo.main(command("--reward_model", "{first_prompts: 30, every: 2, learning_rate: 2.0e-2}"))
+    run = tmp_path / "runs" / "run"
+    metrics = read_metrics(run / "metrics.jsonl")
+    lessons = [row for row in metrics if "reward_model/accuracy" in row]
+    assert [row["step"] for row in lessons] == [1, 3, 5]
+    assert lessons[0]["reward_model/accuracy"] == 0.5, "an untrained model finds all answers equal"
+    assert [row["reward_model/replayed"] for row in lessons] == [0, 1, 1], "10 % of the 11 of an update"
+    for row in metrics:
+        assert row["reward"] == pytest.approx(2 * row["rewards/even/mean"]), "what the rewards say stays to be seen"
+        assert row["reward_model/score"] != pytest.approx(row["reward"])
+        assert row["groups/no_signal"] == 0, "the model finds no two answers equal"
 
 
 def test_process_supervision_runs_from_reward_to_advantages_of_tokens(command: Command, tmp_path: Path) -> None:
