@@ -44,6 +44,9 @@ class DpoEvalSection(Section):
     every: int = Field(default=10, ge=0, description="optimizer steps between evaluations; 0: only before and after")
     prompts: int = Field(default=256, ge=1, description="held-out prompts that fresh completions are drawn for")
     samples_per_prompt: int = Field(default=1, ge=1, description="fresh completions per prompt")
+    path_prompts: int = Field(
+        default=32, ge=0, description="of those, how many also at every evaluation, for the reward-KL path; 0: none"
+    )
     score: str | None = Field(
         default=None, description="ground truth of fresh samples: review_sentiment, or file.py:function(text) -> float"
     )

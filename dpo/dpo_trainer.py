@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from dpo.config import DpoConfig
-from dpo.eval import LABELS, HeldOut, before_and_after, evaluate
+from dpo.eval import LABELS, HeldOut, before_and_after, evaluate, path_figures
 from dpo.objective import DpoObjective
 from dpo.prepare import Prepared, prepare
 from dpo.reference_schedule import MovingReference
@@ -94,7 +94,9 @@ def _learn(config: DpoConfig, prepared: Prepared, base_model: str, run: Run) -> 
         folder=run.folder,
         progress=make_progress(run.console, headline=HEADLINE),
         title=f"DPO of {config.model.path}",
-        evaluate=lambda step: evaluate(engine, held_out),
+        evaluate=lambda step: evaluate(
+            engine, held_out, lambda: path_figures(config, engine, prepared.encoder, heldout, prepared.score)
+        ),
         evaluate_every=config.eval.every,
         evaluated=lambda: renew_report(section, lambda: record(run.folder, config), run.say),
         identity={

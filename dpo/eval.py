@@ -46,6 +46,7 @@ LABELS = {
     "completions/mean_length": "tokens per sample",
     "completions/clipped_ratio": "samples cut",
 }
+PATH = ("kl/sequence", "score/mean")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +146,15 @@ def pair_figures(judged: Mapping[str, Sequence[float]]) -> Figures:
     }
 
 
-def evaluate(engine: LogprobEngine, held_out: HeldOut) -> Evaluation:
-    """Held-out figures of the policy, with `.../low` and `.../high`, and accuracy and margin of every group."""
+def evaluate(engine: LogprobEngine, held_out: HeldOut, samples: Callable[[], Figures] = dict) -> Evaluation:
+    """Held-out figures of the policy, with `.../low` and `.../high`, and accuracy and margin of every group.
+
+    `samples` gives figures of fresh completions, which stand beside.
+    """
     judged = judge_pairs(engine, held_out)
+    figures = {**pair_figures(judged), **samples()}
     return Evaluation(
-        figures={k: v for key, figure in pair_figures(judged).items() for k, v in figure.as_metrics(key).items()},
+        figures={k: v for key, figure in figures.items() for k, v in figure.as_metrics(key).items()},
         keys=[group.key for group in held_out.groups],
         values={name: judged[name] for name in ("rewards/accuracies", "rewards/margins")},
     )
@@ -216,6 +221,17 @@ def sample_figures(samples: Sequence[Sample], samples_per_prompt: int) -> Figure
         per_prompt([float(not sample.finished) for sample in samples])
     )
     return figures
+
+
+def path_figures(
+    config: DpoConfig, engine: LogprobEngine, encoder: TextEncoder, groups: Sequence[Group], score: Score | None
+) -> Figures:
+    """Where the policy is on its way: KL and ground-truth score of a few fresh completions of the same prompts."""
+    few = _distinct_prompts(groups)[: min(config.eval.path_prompts, config.eval.prompts)]
+    if not few:
+        return {}
+    figures = sample_figures(draw_samples(config, engine, encoder, few, score), config.eval.samples_per_prompt)
+    return {name: figures[name] for name in PATH if name in figures}
 
 
 def before_and_after(

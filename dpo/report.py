@@ -23,6 +23,7 @@ DRIFTING = (
         title="Log-probs of whole completions", y_label="nats",
         lines={"chosen": "logps/chosen", "rejected": "logps/rejected"},
     ),
+    Panel(title="KL of fresh completions", y_label="nats per completion", lines={"KL": "kl/sequence"}),
     Panel(title="Entropy", y_label="nats per token", lines={"entropy": "entropy"}),
 )  # fmt: skip
 HEALTH = (
@@ -69,6 +70,7 @@ def learning(loss: DpoLossSection) -> tuple[Panel, ...]:
         Panel(
             title="Margin between chosen and rejected", y_label="implicit reward", lines={"margin": "rewards/margins"}
         ),
+        Panel(title="Score of fresh completions", y_label="ground truth", lines={"score": "score/mean"}),
     )  # fmt: skip
 
 
@@ -82,5 +84,7 @@ def watched(loss: DpoLossSection) -> Watched:
 def record(folder: RunFolder, config: DpoConfig) -> RunRecord:
     """A run as far as it got. Raises UserError for what is none."""
     questions = {"Is it learning?": learning(config.loss), **METHOD.questions}
-    method = replace(METHOD, watched=watched(config.loss), questions=questions)
+    gain = "eval/rewards/accuracies" if config.eval.score is None else "eval/score/mean"
+    path = ("eval/kl/sequence", gain)
+    method = replace(METHOD, watched=watched(config.loss), questions=questions, path=path)
     return read_run(folder, method, config, config.alarms)
