@@ -72,6 +72,9 @@ def test_a_run_leaves_everything_a_person_needs(command: Command, tmp_path: Path
     assert all(set(figure) == {"value", "low", "high", "n"} for figure in summary["after"].values())
     assert summary["before"]["rewards/margins"]["value"] == pytest.approx(0, abs=1e-5)
     assert summary["before"]["kl/sequence"]["value"] == pytest.approx(0, abs=1e-5)
+    for name in ("kl/sequence", "score/mean"):
+        assert [row["step"] for row in metrics if f"eval/{name}" in row] == [3, 6]
+        assert metrics[-1][f"eval/{name}"] == pytest.approx(summary["after"][name]["value"], abs=1e-6)
     # Invariant 9: DPO ranks held-out pairs as labelled and the margin rises.
     # A policy that is its reference ranks by chance; to call its ties wrong would make every run look like a gain.
     assert summary["before"]["rewards/accuracies"]["value"] == 0.5
