@@ -102,6 +102,7 @@ def _learn(config: DpoConfig, prepared: Prepared, base_model: str, run: Run) -> 
         identity={
             "base model": base_model,
             "training data": fingerprint(trained, scores=True),
+            "held-out data": fingerprint(heldout, scores=True),
         },
         alarms=Alarms(config.alarms, watched(config.loss)),
         best=WATCHED.held_out.removeprefix("eval/"),

@@ -5,6 +5,7 @@ the result does not depend on how the step is cut.
 Legend: T completion tokens, R completions, M all pairs of the step.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from dpo.losses.transport import matched_by_rank
 from dpo.terms import Terms
 from groupwise.batch import GroupBatch, pack, split_by_tokens
-from groupwise.groups import Group
+from groupwise.groups import Group, NotFinite
 from groupwise.model.engine import LogprobEngine
 from groupwise.train.runtime import Runtime
 
@@ -69,6 +70,8 @@ def kl_baseline(groups: Sequence[Group], *, engine: LogprobEngine, runtime: Runt
             theirs = logp_sum(batch)
         sums_2 += torch.stack([own - theirs, torch.full_like(own, batch.n_completions)])
     total, count = runtime.sum(sums_2).tolist()
+    if not math.isfinite(total):
+        raise NotFinite("log-probs of completions behind other prompts, which KTO compares with, are")
     return max(0.0, total / count) if count else 0.0
 
 

@@ -217,7 +217,12 @@ def _as_rollout(groups: Sequence[Group]) -> list[Group]:
     return [
         group.replace_completions(
             [
-                replace(c, sampled_logp=c.reference_logp, advantage=torch.full((len(c.token_ids),), 1.0 - 2 * (j % 2)))
+                replace(
+                    c,
+                    sampled_logp=c.reference_logp,
+                    drawn_logp=c.reference_logp,
+                    advantage=torch.full((len(c.token_ids),), _sign(c, j)),
+                )
                 for j, c in enumerate(_told_apart(group.completions))
             ]
         )
@@ -228,6 +233,11 @@ def _as_rollout(groups: Sequence[Group]) -> list[Group]:
 def _told_apart(completions: Sequence[Completion]) -> list[Completion]:
     """Every other answer one token shorter, so that equal texts of opposite advantage do not cancel."""
     return [_without_last(c) if j % 2 and len(c.token_ids) > 1 else c for j, c in enumerate(completions)]
+
+
+def _sign(completion: Completion, place: int) -> float:
+    """Every other one worse; all better where they are single tokens, which would cancel."""
+    return -1.0 if place % 2 and len(completion.token_ids) > 1 else 1.0
 
 
 def _without_last(completion: Completion) -> Completion:

@@ -60,9 +60,10 @@ def train(config: GrpoConfig, *, console: Console | None = None) -> RunFolder:
         progress = make_progress(run.console, headline=HEADLINE)
         faults = FaultLog(folder.faults, progress.line, writes=run.runtime.is_main)
         prepared = prepare(config, scorer, run.runtime, faults)
+        reward_model = _reward_model(config, prepared, run)
         run.begin(config, prepared.notes)
         base_model = prepared.engine.policy.base_fingerprint()  # reads all weights, so once
-        result, fault_count = _learn(config, prepared, base_model, scorer, progress, run)
+        result, fault_count = _learn(config, prepared, base_model, scorer, reward_model, progress, run)
         if run.runtime.is_main:
             prepared.engine.policy.save(folder.adapter)
         judged = before_and_after(config, prepared, scorer, folder=folder)
@@ -84,14 +85,30 @@ def train(config: GrpoConfig, *, console: Console | None = None) -> RunFolder:
     return folder
 
 
+def _reward_model(config: GrpoConfig, prepared: Prepared, run: Run) -> RewardModel | None:
+    """The reward model that learns on the way, where one is asked for; raises UserError before anything is written."""
+    if config.reward_model is None:
+        return None
+    return RewardModel(
+        config.reward_model,
+        config.model,
+        tokenizer=prepared.engine.policy.tokenizer,
+        seed=config.run.seed,
+        runtime=run.runtime,
+    )
+
+
 def _learn(
-    config: GrpoConfig, prepared: Prepared, base_model: str, scorer: Scorer, progress: Progress, run: Run
+    config: GrpoConfig,
+    prepared: Prepared,
+    base_model: str,
+    scorer: Scorer,
+    reward_model: RewardModel | None,
+    progress: Progress,
+    run: Run,
 ) -> tuple[FitResult, int]:
     """Rollouts and training; also how many faults rewards had in the rollouts."""
     engine = prepared.engine
-    reward_model = None
-    if config.reward_model is not None:
-        reward_model = RewardModel(config.reward_model, config.model, seed=config.run.seed, runtime=run.runtime)
     source = Rollouts(
         prepared.train,
         config=config,

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
+from transformers import PreTrainedTokenizerBase
 
 from groupwise.batch import pack, split_by_tokens
 from groupwise.errors import UserError
@@ -63,15 +64,32 @@ class RewardModel:
     adapter, head, optimizer, the groups that are kept for replay, and how many updates there were.
     """
 
-    def __init__(self, section: RewardModelSection, model: ModelSection, *, seed: int, runtime: Runtime) -> None:
-        """Raises UserError where the model cannot be loaded, or has no hidden states that a head could read."""
-        own = model.model_copy(update={"path": section.path or model.path})
+    def __init__(
+        self,
+        section: RewardModelSection,
+        model: ModelSection,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+        runtime: Runtime,
+    ) -> None:
+        """`tokenizer` is the policy's, whose ids are read here.
+
+        Raises UserError where the model cannot be loaded, reads other ids, or has no states that a head could read.
+        """
+        another = {} if section.path is None else {"path": section.path, "revision": None}
+        own = model.model_copy(update=another)
         lora = LoraSection(rank=section.rank, alpha=2 * section.rank)
         self._policy = Policy.load(own, lora, seed=seed, device=runtime.device)
         if self._policy.head_error is not None:
             raise UserError(
                 f"reward_model.path: {own.path}: its hidden states cannot be read ({self._policy.head_error}); take "
                 "another model for the reward model"
+            )
+        if self._policy.tokenizer.get_vocab() != tokenizer.get_vocab():
+            raise UserError(
+                f"reward_model.path: {own.path}: its tokenizer has other ids than that of {model.path}, whose answers "
+                "it is to read; take a model with the same tokenizer"
             )
         self._section = section
         self._seed = seed
@@ -82,7 +100,6 @@ class RewardModel:
         self._head_D = nn.Parameter(torch.zeros(width, dtype=torch.float32, device=runtime.device))
         optimizer = OptimizerSection(learning_rate=section.learning_rate, warmup_steps=0, schedule="constant")
         self._optimizer = make_optimizer(optimizer, self._parameters().values())
-        self._end = self._policy.tokenizer.eos_token_id
         self._history: list[Group] = []
         self._updates = 0
 
@@ -95,12 +112,12 @@ class RewardModel:
         return self._engine.states(batch)[last_R].float() @ self._head_D
 
     def _readable(self, group: Group) -> Group:
-        """The last token of a completion is predicted and never fed, so one more stands behind it here."""
+        """The last token of a completion is predicted and never fed, so one more, whichever, stands behind it here."""
         return group.replace_completions(
             [
                 replace(
                     c,
-                    token_ids=(*c.token_ids, self._end),
+                    token_ids=(*c.token_ids, 0),
                     sampled_logp=None,
                     drawn_logp=None,
                     reference_logp=None,
@@ -131,7 +148,7 @@ class RewardModel:
     def update(self, groups: Sequence[Group], *, tokens_per_forward: int) -> Update | None:
         """Learn the order of the scores in new groups, with a share of old ones among them; None without any pair.
 
-        Every process hands in all groups. Raises NotFinite before weights move.
+        Every process hands in all groups. Raises NotFinite, on all processes.
         """
         fresh = [_bare(group) for group in groups if is_informative(group)]
         if not fresh:
@@ -155,7 +172,18 @@ class RewardModel:
         return Update(len(fresh), len(replayed), _count_pairs(fresh), accuracy, loss)
 
     def _step(self, groups: Sequence[Group], tokens_per_forward: int) -> float:
-        """One optimizer step; returns the sum of the loss over all pairs."""
+        """One optimizer step; returns the sum of the loss over all pairs. Raises NotFinite before it moves a weight."""
+        total = self._runtime.together(lambda: self._add_gradients(groups, tokens_per_forward))
+        parameters = self._parameters().values()
+        self._runtime.sum_gradients(parameters)
+        if not torch.isfinite(nn.utils.clip_grad_norm_(parameters, 1.0)):
+            raise NotFinite("the reward model's gradient is", groups)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return self._runtime.sum(torch.tensor(total, dtype=torch.float64, device=self._runtime.device)).item()
+
+    def _add_gradients(self, groups: Sequence[Group], tokens_per_forward: int) -> float:
+        """Of this process's share; returns the sum of its losses."""
         pairs = _count_pairs(groups)
         total = 0.0
         for part in split_by_tokens(self._runtime.share(groups), tokens_per_forward):
@@ -166,12 +194,7 @@ class RewardModel:
                 raise NotFinite("the reward model's loss is", part)
             (loss / pairs).backward()
             total += loss.item()
-        parameters = self._parameters().values()
-        self._runtime.sum_gradients(parameters)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        return self._runtime.sum(torch.tensor(total, dtype=torch.float64)).item()
+        return total
 
     def _accuracy(self, groups: Sequence[Group], tokens_per_forward: int) -> float:
         """Share of pairs that the scores of this model order as those of the groups do, ties counted half."""

@@ -465,6 +465,8 @@ def _without_drawn_logp(one: ScoredGroup) -> ScoredGroup:
 
 def _judgement(judged: Sequence[Group], values: Mapping[str, float]) -> dict[str, float]:
     """What the rewards said of a rollout that a reward model scored, whose own mean then stands beside."""
+    if not judged:
+        return {}
     scores = [[completion.score for completion in group.completions] for group in judged]
     return {
         "reward_model/score": values["reward"],

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from groupwise.groups import Group
 from groupwise.sections import ModelSection
@@ -18,7 +19,8 @@ TOKENS = 200
 
 def make(tiny_model: Path, **options: object) -> RewardModel:
     section = RewardModelSection.model_validate({"learning_rate": 2e-2, "groups_per_step": 4, **options})
-    return RewardModel(section, ModelSection(path=str(tiny_model)), seed=0, runtime=Runtime())
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    return RewardModel(section, ModelSection(path=str(tiny_model)), tokenizer=tokenizer, seed=0, runtime=Runtime())
 
 
 def ordered(count: int, *, seed: int) -> list[Group]:
