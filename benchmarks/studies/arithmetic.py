@@ -4,10 +4,41 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.studies.plot import drawing
-from benchmarks.studies.training import summary
+from benchmarks.studies.training import Training, parser, summary, train_all, write_study
 from groupwise.observe.metrics import read_metrics
 
 Curve = Sequence[tuple[int, float]]
+EVERY = 5  # optimizer steps between points of a curve
+
+
+def compare(
+    name: str,
+    kinds: Mapping[str, Mapping[str, object]],
+    *,
+    steps: int,
+    title: str,
+    about: str | None,
+    marks: Sequence[int] = (),
+) -> None:
+    """A whole study: GRPO runs that differ by the flags of their kind, their curves as a figure and a table."""
+    options = parser(about, f"runs/studies/{name}").parse_args()
+    common = {"steps": steps, "eval.every": EVERY, "eval.samples_per_prompt": 4, "run.report": "false"}
+    curves = {
+        kind: [
+            accuracy(run)
+            for run in train_all(
+                [
+                    Training("grpo", kind.replace(",", "").replace(" ", "-"), {**common, **flags}, seed)
+                    for seed in range(options.seeds)
+                ],
+                options,
+            )
+        ]
+        for kind, flags in kinds.items()
+    }
+    draw(curves, options.out / f"{name}.png", title=title, marks=marks)
+    shown = [0, EVERY, *range(2 * EVERY, steps, 2 * EVERY), steps]
+    write_study(options.out, name, table(curves, shown), {kind: list(runs) for kind, runs in curves.items()})
 
 
 def accuracy(run: Path) -> Curve:

@@ -6,11 +6,9 @@ Every iteration resets the reference to the policy and lets the reward model lea
 with 10 % replay. Against it: a reward model that learned once, before the first step.
 """
 
-from benchmarks.studies.arithmetic import accuracy, draw, table
-from benchmarks.studies.training import Training, parser, train_all, write_study
+from benchmarks.studies.arithmetic import compare
 
-STEPS, LENGTH = 60, 20
-COMMON = {"steps": STEPS, "eval.every": 5, "eval.samples_per_prompt": 4, "run.report": "false"}
+STEPS, LENGTH = 45, 15
 ITERATIONS = {"loss.reference": "copy", "loss.reference_every": LENGTH}
 KINDS: dict[str, dict[str, object]] = {
     "three iterations": {**ITERATIONS, "reward_model": f"{{first_prompts: 64, every: {LENGTH}}}"},
@@ -19,22 +17,8 @@ KINDS: dict[str, dict[str, object]] = {
 
 
 def main() -> None:
-    options = parser(__doc__, "runs/studies/iterations").parse_args()
-    curves = {
-        name: [
-            accuracy(run)
-            for run in train_all(
-                [Training("grpo", name.replace(" ", "-"), {**COMMON, **flags}, seed) for seed in range(options.seeds)],
-                options,
-            )
-        ]
-        for name, flags in KINDS.items()
-    }
-    marks = range(LENGTH, STEPS, LENGTH)
     title = "Figure 6 at small scale: word problems, embedded model"
-    draw(curves, options.out / "iterations.png", title=title, marks=marks)
-    steps = [0, 10, 20, 30, 40, 50, STEPS]
-    write_study(options.out, "iterations", table(curves, steps), {name: list(runs) for name, runs in curves.items()})
+    compare("iterations", KINDS, steps=STEPS, title=title, about=__doc__, marks=range(LENGTH, STEPS, LENGTH))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,8 @@ Same prompts, samples per prompt and optimizer steps for all; RFT learns from th
 Online RFT from those of the policy as it is, GRPO from all answers of the policy, against their group.
 """
 
-from benchmarks.studies.arithmetic import accuracy, draw, table
-from benchmarks.studies.training import Training, parser, train_all, write_study
+from benchmarks.studies.arithmetic import compare
 
-STEPS, EVERY = 60, 5
-COMMON = {"steps": STEPS, "eval.every": EVERY, "eval.samples_per_prompt": 4, "run.report": "false"}
 KINDS: dict[str, dict[str, object]] = {
     "RFT": {"loss.preset": "rft"},
     "Online RFT": {"loss.preset": "online_rft"},
@@ -20,23 +17,7 @@ KINDS: dict[str, dict[str, object]] = {
 
 
 def main() -> None:
-    options = parser(__doc__, "runs/studies/sources").parse_args()
-    curves = {
-        name: [
-            accuracy(run)
-            for run in train_all(
-                [
-                    Training("grpo", name.replace(", ", "-").replace(" ", "-"), {**COMMON, **flags}, seed)
-                    for seed in range(options.seeds)
-                ],
-                options,
-            )
-        ]
-        for name, flags in KINDS.items()
-    }
-    draw(curves, options.out / "sources.png", title="Figure 5 at small scale: word problems, embedded model")
-    steps = [0, 5, 10, 20, 40, STEPS]
-    write_study(options.out, "sources", table(curves, steps), {name: list(runs) for name, runs in curves.items()})
+    compare("sources", KINDS, steps=40, title="Figure 5 at small scale: word problems, embedded model", about=__doc__)
 
 
 if __name__ == "__main__":
