@@ -5,13 +5,14 @@ active. Imports no torch.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self, cast
+from typing import Any, Self, cast
 
 from pydantic import Field, model_validator
 
 from dpo.catalogue import OBJECTIVES, Entry
 from groupwise.config import Section
 from groupwise.errors import nearest
+from groupwise.sections import ReferenceSchedule
 
 NAMES = ", ".join(OBJECTIVES)
 
@@ -51,12 +52,12 @@ class ObjectiveKeys(Section):
         default=None, ge=0, lt=1, description="bco, bco_unpaired: what a step leaves of the running reward shift"
     )
     desirable_weight: float | None = Field(
-        default=None, gt=0, description="kto, bco_unpaired: weight of desirable completions"
+        default=None, gt=0, description="kto, apo_zero_unpaired, bco_unpaired: weight of desirable completions"
     )
     undesirable_weight: float | None = Field(
         default=None,
         gt=0,
-        description="kto, bco_unpaired: weight of the others; times their number this should be 1 to 2/3 of what "
+        description="as desirable_weight: weight of the others; times their number this should be 1 to 2/3 of what "
         "desirable_weight is times the number of desirable ones",
     )
 
@@ -90,20 +91,14 @@ class MixedObjective(ObjectiveKeys):
         return {name: cast(float, getattr(self, name)) for name in self.entry.keys}
 
 
-class DpoLossSection(ObjectiveKeys):
+class DpoLossSection(ObjectiveKeys, ReferenceSchedule):
     """What is minimised; formulas, papers and defaults in docs/objectives.md."""
 
     objective: str | None = Field(default="sigmoid", description=f"{NAMES}; sigmoid is DPO; null with a mixture")
     mixture: tuple[MixedObjective, ...] = Field(
         default=(), description="several objectives instead: [{objective: sigmoid, weight: 0.8}, {objective: sft}]"
     )
-    reference: Literal["frozen", "copy", "average"] = Field(
-        default="frozen",
-        description="what is compared with: frozen: the base; copy: the policy as it was at the last of every "
-        "reference_every steps; average: moves reference_mix of the way there instead (TR-DPO)",
-    )
     reference_every: int = Field(default=512, ge=1, description="optimizer steps between moves of the reference")
-    reference_mix: float = Field(default=0.6, gt=0, le=1, description="share of the policy in an average")
 
     @model_validator(mode="before")
     @classmethod
@@ -163,12 +158,6 @@ class DpoLossSection(ObjectiveKeys):
     def learns_from_labels(self) -> bool:
         """Whether the data must be single completions, labelled desirable or not."""
         return self.parts[0].entry.unit == "completion"
-
-    def reference_moves(self, step: int) -> float:
-        """Share of the policy that enters the reference before step `step`, counted from 0; 0: it stays."""
-        if self.reference == "frozen" or step == 0 or step % self.reference_every:
-            return 0.0
-        return 1.0 if self.reference == "copy" else self.reference_mix
 
 
 def _filled(values: Mapping[str, Any]) -> dict[str, Any]:

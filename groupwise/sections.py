@@ -72,6 +72,33 @@ class OptimizerSection(Section):
         return self
 
 
+class ReferenceSchedule(Section):
+    """What the policy is compared with, and when that moves: keys that the section `loss` of both methods has."""
+
+    reference: Literal["frozen", "copy", "average"] = Field(
+        default="frozen",
+        description="frozen: the base; copy: the policy as it was at the last of every reference_every steps "
+        "(Algorithm 1 of the GRPO paper); average: moves reference_mix of the way there instead (TR-DPO)",
+    )
+    reference_every: int = Field(default=100, ge=1, description="optimizer steps between moves of the reference")
+    reference_mix: float = Field(default=0.6, gt=0, le=1, description="average: share of the policy")
+
+    @model_validator(mode="after")
+    def _the_schedule_is_read(self) -> Self:
+        readers = {"reference_every": ("copy", "average"), "reference_mix": ("average",)}
+        for key, references in readers.items():
+            usual = type(self).model_fields[key].default
+            if self.reference not in references and getattr(self, key) != usual:
+                raise ValueError(f"{key} is read by reference {' or '.join(references)} alone; remove it, or set that")
+        return self
+
+    def reference_moves(self, step: int) -> float:
+        """Share of the policy that enters the reference before step `step`, counted from 0; 0: it stays."""
+        if self.reference == "frozen" or step == 0 or step % self.reference_every:
+            return 0.0
+        return 1.0 if self.reference == "copy" else self.reference_mix
+
+
 class SamplingSection(Section):
     """How completions are drawn; the order is temperature, top-k, top-p, min-p."""
 

@@ -11,6 +11,7 @@ from groupwise.sections import (
     LoraSection,
     ModelSection,
     OptimizerSection,
+    ReferenceSchedule,
     RewardSection,
     RunSection,
     SamplingSection,
@@ -28,7 +29,6 @@ AdvantageBaseline = Literal["group_mean", "leave_one_out", "batch_mean", "none"]
 AdvantageScale = Literal["group_std", "batch_std", "none"]
 KlForm = Literal["k1", "k2", "k3", "exact"]
 KlPlace = Literal["loss", "reward", "reward_per_token"]
-Reference = Literal["frozen", "copy", "average"]
 
 
 class PromptDataSection(Section):
@@ -83,7 +83,7 @@ class RolloutSection(Section):
     )
 
 
-class GrpoLossSection(Section):
+class GrpoLossSection(ReferenceSchedule):
     """Eq. 3 of Shao et al. 2024 and its relatives, spelled out; a preset only fills in what is not set."""
 
     preset: Preset = Field(default="grpo", description="whose choices to start from; docs/objectives.md has them all")
@@ -151,15 +151,9 @@ class GrpoLossSection(Section):
     kl_ratio: bool = Field(
         default=False, description="times the ratio: then the gradient of k1 and k3 is that of KL(policy || reference)"
     )
-    reference: Reference = Field(
-        default="frozen",
-        description="what the KL pulls to: frozen: the base; copy: the policy as it was at the last of every "
-        "reference_every steps (iterations of Algorithm 1); average: moves reference_mix of the way there instead",
-    )
     reference_every: int = Field(
         default=100, ge=1, description="optimizer steps between moves of the reference; acts from the next rollout on"
     )
-    reference_mix: float = Field(default=0.6, gt=0, le=1, description="share of the policy in an average")
     entropy_coefficient: float = Field(
         default=0.0, ge=0, description="bonus for entropy, times each token's; with entropy_target where it starts"
     )
@@ -258,12 +252,6 @@ class GrpoLossSection(Section):
     @property
     def kl_in_reward(self) -> bool:
         return self.kl_coefficient > 0 and self.kl_place != "loss"
-
-    def reference_moves(self, step: int) -> float:
-        """Share of the policy that enters the reference before step `step`, counted from 0; 0: it stays."""
-        if self.reference == "frozen" or step == 0 or step % self.reference_every:
-            return 0.0
-        return 1.0 if self.reference == "copy" else self.reference_mix
 
 
 class RewardModelSection(Section):

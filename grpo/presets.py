@@ -86,7 +86,4 @@ def unread_keys(loss: Choices) -> Mapping[str, str]:
     wants_kl = loss.kl_coefficient > 0
     only(wants_kl, "a kl_coefficient above 0", "kl_form", "kl_place", "kl_ratio", "reference")
     only(wants_kl and loss.kl_place == "loss" and loss.kl_form != "exact", "an estimate in the loss", "kl_ratio")
-    moves = wants_kl and loss.reference != "frozen"
-    only(moves, "a reference that moves (copy or average)", "reference_every")
-    only(moves and loss.reference == "average", "reference average", "reference_mix")
     return unread

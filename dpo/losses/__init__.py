@@ -28,7 +28,7 @@ from dpo.losses.pairwise import (
 from dpo.losses.ranking import plackett_luce
 from dpo.losses.reference_free import cpo, orpo, simpo
 from dpo.losses.transport import aot, aot_unpaired
-from dpo.losses.unpaired import bco_unpaired, kto
+from dpo.losses.unpaired import apo_zero_unpaired, bco_unpaired, kto
 from dpo.losses.variants import dpop, ld_dpo, length_normalised, r_dpo, wpo
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -36,6 +36,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     for loss in (
         sigmoid, robust, hinge, ipo, ipo_per_token, exo, nca, bco, sppo, apo_zero, apo_down, discopop,
         f_forward_kl, f_js, f_alpha, aot, aot_unpaired, length_normalised, ld_dpo, r_dpo, wpo, dpop, rpo, iterative_rpo,
-        simpo, orpo, cpo, sft, sft_per_token, unlikelihood, plackett_luce, kto, bco_unpaired,
+        simpo, orpo, cpo, sft, sft_per_token, unlikelihood, plackett_luce, kto, apo_zero_unpaired,
+        bco_unpaired,
     )
 }  # fmt: skip

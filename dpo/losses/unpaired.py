@@ -31,6 +31,26 @@ def kto(
     return _weights(desirable_R, gain_R, desirable_weight, undesirable_weight) * (1 - torch.sigmoid(beta * gain_R))
 
 
+def apo_zero_unpaired(
+    logratio_R: Tensor,
+    desirable_R: Tensor,
+    *,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Tensor:
+    """APO-zero on labels: weight * (1 - sigmoid(beta l)) where desirable, weight * sigmoid(beta l) elsewhere, [R].
+
+    The two terms of Eq. 7 of D'Oosterlinck et al. 2024 (arXiv 2408.06266), each on its own: KTO whose z0 is 0. No unit.
+
+    >>> apo_zero_unpaired(torch.zeros(2), torch.tensor([True, False]), beta=0.1)
+    tensor([0.5000, 0.5000])
+    """
+    no_baseline = logratio_R.new_zeros(())
+    weights = {"desirable_weight": desirable_weight, "undesirable_weight": undesirable_weight}
+    return kto(logratio_R, desirable_R, no_baseline, beta=beta, **weights)
+
+
 def bco_unpaired(
     logratio_R: Tensor,
     desirable_R: Tensor,

@@ -44,6 +44,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "a mistyped name": ({"objective": "simpoo"}, "did you mean simpo"),
     "an unknown name": ({"objective": "ppo_clip"}, "there are sigmoid, robust"),
     "no reference to move": ({"objective": "orpo", "reference": "copy"}, "moves what orpo does not read"),
+    "an interval nobody reads": ({"reference_every": 7}, "reference_every is read by reference copy or average"),
+    "a share nobody reads": ({"reference": "copy", "reference_mix": 0.5}, "reference_mix is read by reference average"),
     "EXO on hard labels": ({"objective": "exo", "label_smoothing": 0.0}, "exo needs label_smoothing above 0"),
     "pairs and labels": ({"mixture": [{"objective": "kto"}, {"objective": "sft"}]}, "data is one or the other"),
     "a shared key nobody reads": ({"mixture": [{"objective": "sft"}], "beta": 0.2}, "no objective of the mixture"),

@@ -80,6 +80,9 @@ BY_HAND: dict[str, tuple[dict[str, float], float]] = {
         {"beta": 0.5, "desirable_weight": 1.0, "undesirable_weight": 2.0},
         (1 - s(0.75)) + 2 * (1 - s(0.75)) + 2 * 0.5,
     ),
+    "apo_zero_unpaired": (
+        {"beta": 0.5, "desirable_weight": 1.0, "undesirable_weight": 2.0}, (1 - s(1)) + 2 * s(-0.5) + 2 * s(0.25)
+    ),
     "bco_unpaired": (
         {"beta": 0.5, "desirable_weight": 1.0, "undesirable_weight": 2.0}, nls(0.7) + 2 * nls(0.8) + 2 * nls(0.05)
     ),
@@ -230,6 +233,13 @@ def test_nca_holds_the_chosen_reward_up_and_dpo_does_not() -> None:
     """At equal log-ratios far below 0, DPO is indifferent to raising both; NCA raises the chosen one, SPPO too."""
     both = [sum(pair_loss(loss, -30.0, -30.0, beta=0.1)[1]) for loss in (sigmoid, nca)]
     assert both[0] == pytest.approx(0) and both[1] < -0.05
+
+
+@given(logratios, logratios, betas)
+def test_apo_zero_of_a_pair_is_that_of_its_two_labels(chosen: float, rejected: float, beta: float) -> None:
+    pair = [torch.tensor([value], dtype=torch.float64) for value in (chosen, rejected)]
+    labelled_R = LOSSES["apo_zero_unpaired"](torch.cat(pair), torch.tensor([True, False]), beta=beta)
+    assert labelled_R.sum().item() == pytest.approx(LOSSES["apo_zero"](*pair, beta=beta).item(), rel=1e-12)
 
 
 @given(logratios, logratios)

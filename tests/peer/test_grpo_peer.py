@@ -4,6 +4,7 @@ Its `_compute_loss` is called on an object that has only what it reads; what is 
 docs/objectives.md says where the two mean different things by one name.
 """
 
+import importlib
 from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ trl: Any = pytest.importorskip("trl")
 if trl.__version__ != "1.16.0":
     pytest.skip("these numbers are those of trl 1.16.0", allow_module_level=True)
 
+TRAINERS = {"grpo": trl.GRPOTrainer, "gmpo": importlib.import_module("trl.experimental.gmpo").GMPOTrainer}
 LENGTHS = (3, 1, 5, 2)
 CASES: dict[str, tuple[dict[str, object], dict[str, Any]]] = {
     # what is ours -> what is theirs
@@ -51,6 +53,11 @@ CASES: dict[str, tuple[dict[str, object], dict[str, Any]]] = {
     "cispo": ({"preset": "cispo"}, {"loss_type": "cispo", "epsilon_high": 5.0}),
     "sapo": ({"preset": "sapo"}, {"loss_type": "sapo"}),
     "vespo": ({"preset": "vespo"}, {"loss_type": "vespo"}),
+    "gmpo": ({"preset": "gmpo"}, {"trainer": "gmpo", "epsilon_low": 0.4, "epsilon_high": 0.4}),
+    "gmpo, KL": (
+        {"preset": "gmpo", "kl_coefficient": 0.3},
+        {"trainer": "gmpo", "beta": 0.3, "epsilon_low": 0.4, "epsilon_high": 0.4},
+    ),
     "entropy bonus": ({"preset": "bnpo", "entropy_coefficient": 0.2}, {"loss_type": "bnpo", "entropy_coef": 0.2}),
 }
 
@@ -86,9 +93,10 @@ def padded(values_T: Tensor) -> Tensor:
 def theirs(batch: GroupBatch, logp_T: Tensor, entropy_T: Tensor, options: dict[str, Any]) -> Tensor:
     """The peer's loss of one batch, which is a whole step on one process."""
     given = dict(options)
+    code = TRAINERS[given.pop("trainer", "grpo")]
     high, low = given.pop("epsilon_high", 0.2), given.pop("epsilon_low", 0.2)
     trainer: Any = SimpleNamespace(
-        loss_type=given.pop("loss_type"), importance_sampling_level=given.pop("level", "token"),
+        loss_type=given.pop("loss_type", None), importance_sampling_level=given.pop("level", "token"),
         beta=given.pop("beta", 0.0), epsilon_low=low, epsilon_high=high,
         off_policy_mask_threshold=given.pop("off_policy_mask_threshold", None),
         top_entropy_quantile=given.pop("top_entropy_quantile", 1.0), use_vllm=False, max_completion_length=10,
@@ -118,7 +126,7 @@ def theirs(batch: GroupBatch, logp_T: Tensor, entropy_T: Tensor, options: dict[s
         "old_per_token_logps": padded(batch.sampled_logp_T), "ref_per_token_logps": padded(batch.reference_logp_T),
         "num_items_in_batch": mask.sum(),
     }  # fmt: skip
-    return trl.GRPOTrainer._compute_loss(trainer, None, inputs)
+    return code._compute_loss(trainer, None, inputs)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -141,3 +149,28 @@ def test_value_and_gradient_are_those_of_the_peer(batch: GroupBatch, name: str) 
     (gradient,) = torch.autograd.grad(found, live)
     assert gradient.abs().sum() > 0
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, other)[0], atol=1e-6, rtol=0)
+
+
+def test_rloo_has_the_peers_gradient_where_the_policy_is_the_sampler(batch: GroupBatch) -> None:
+    """There a clipped ratio and log pi have one gradient; off policy theirs clips the product of ratios, ours none."""
+    assert batch.sampled_logp_T is not None and batch.advantage_T is not None
+    objective = GrpoObjective(GrpoLossSection.model_validate({"preset": "rloo"}), constant_length=10)
+    live, other = (batch.sampled_logp_T.clone().requires_grad_() for _ in range(2))
+    totals = StepTotals(groups=1, completions=4, tokens=sum(LENGTHS), prompt_tokens=1, pairs=0)
+    scores = TokenScores(live, torch.zeros_like(live))
+    ours = objective.loss_sum(batch, scores, MetricSums("cpu")) / objective.denominator(totals)
+    mask = padded(torch.ones(sum(LENGTHS), dtype=torch.long))
+    trainer = SimpleNamespace(
+        epsilon_low=0.2, epsilon_high=0.2, aux_loss_enabled=False, model=SimpleNamespace(training=True),
+        accelerator=SimpleNamespace(gather=lambda t: t, reduce=lambda t, **_: t), _metrics={"train": defaultdict(list)},
+        _get_per_token_logps_and_entropies=lambda *_, **__: (padded(other), padded(torch.zeros(sum(LENGTHS))), None),
+    )  # fmt: skip
+    inputs = {
+        "prompt_ids": torch.ones(4, 1, dtype=torch.long), "prompt_mask": torch.ones(4, 1, dtype=torch.long),
+        "completion_ids": mask, "completion_mask": mask, "advantages": padded(batch.advantage_T)[:, 0],
+        "old_logps": padded(batch.sampled_logp_T).sum(1),
+    }  # fmt: skip
+    theirs_ = trl.RLOOTrainer._compute_loss(trainer, None, inputs)
+    (gradient,) = torch.autograd.grad(ours, live)
+    assert gradient.abs().sum() > 0
+    torch.testing.assert_close(gradient, torch.autograd.grad(theirs_, other)[0], atol=1e-6, rtol=0)

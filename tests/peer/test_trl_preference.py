@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from dpo.losses import LOSSES
 from dpo.losses.transport import matched_by_rank
+from dpo.terms import terms_of
 
 trl: Any = pytest.importorskip("trl")
 
@@ -77,8 +79,6 @@ class Batch:
         return found
 
     def ours(self, name: str, keys: dict[str, float]) -> float:
-        from dpo.terms import terms_of
-
         terms = self.terms()
         return LOSSES[name](*(terms[term] for term in terms_of(LOSSES[name])), **keys).mean().item()
 
@@ -99,8 +99,6 @@ class Batch:
             "input_ids": torch.zeros(2 * PAIRS, TOKENS + 1, dtype=torch.long), "completion_mask": whole_mask,
             "attention_mask": whole_mask, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected,
         }  # fmt: skip
-        from collections import defaultdict
-
         same = lambda value: value  # noqa: E731
         trainer = SimpleNamespace(**{
             "model": SimpleNamespace(training=True), "aux_loss_enabled": False, "ld_alpha": None, "beta": beta,
@@ -134,6 +132,43 @@ def test_where_values_differ_on_purpose() -> None:
     chosen, lengths = batch.logp[:PAIRS].sum(), batch.lengths[:PAIRS].sum()
     assert batch.theirs("sft", {}, 0.3) == pytest.approx((-chosen / lengths).item(), rel=1e-6)
     assert batch.ours("sft", {}) == pytest.approx((-chosen / PAIRS).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("name", "theirs"), [("kto", "kto"), ("apo_zero_unpaired", "apo_zero_unpaired")])
+@pytest.mark.parametrize("kl_gap", [0.4, -0.4])
+def test_losses_of_labels_are_the_peers(name: str, theirs: str, kl_gap: float) -> None:
+    """`KTOTrainer._compute_loss` itself, given the log-probs behind other prompts; a negative z0 counts as 0."""
+    batch = Batch(2)
+    rows = 2 * PAIRS
+    desirable_R = torch.arange(rows) % 3 == 0
+    reference_kl_R = torch.linspace(-9, -4, rows)
+    mask = torch.cat([torch.zeros(rows, 1), batch.mask], dim=1)
+    inputs = {
+        "input_ids": torch.zeros(rows, TOKENS + 1, dtype=torch.long), "completion_mask": mask, "attention_mask": mask,
+        "label": desirable_R, "ref_logps": batch.reference.sum(1), "ref_KL_logps": reference_kl_R,
+    }  # fmt: skip
+    outputs = SimpleNamespace(log_probs=batch.logp, entropy=batch.logp, mean_logits=batch.logp)
+    same = lambda value: value  # noqa: E731
+
+    class Model:
+        training = True
+
+        def __call__(self, **_: Any) -> SimpleNamespace:
+            return outputs
+
+    trainer = SimpleNamespace(
+        model=Model(), aux_loss_enabled=False, precompute_ref_logps=True, calculate_KL=name == "kto", loss_type=theirs,
+        beta=0.3, desirable_weight=1.5, undesirable_weight=0.8, _metrics={"train": defaultdict(list)},
+        accelerator=SimpleNamespace(gather_for_metrics=same, device=torch.device("cpu")), _total_train_tokens=0,
+        _tp_size=1, _compute_kl_logps=lambda *_: reference_kl_R + kl_gap,
+    )  # fmt: skip
+    expected = trl.KTOTrainer._compute_loss(trainer, trainer.model, inputs, False).item()
+    baseline = torch.tensor(max(0.0, kl_gap))
+    terms = {"logratio_R": batch.ratio.sum(1), "desirable_R": desirable_R, "kl_baseline": baseline}
+    found = LOSSES[name](
+        *(terms[term] for term in terms_of(LOSSES[name])), beta=0.3, desirable_weight=1.5, undesirable_weight=0.8
+    )
+    assert found.mean().item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_simpo_cpo_and_orpo_are_the_peers() -> None:
