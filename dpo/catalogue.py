@@ -84,9 +84,7 @@ OBJECTIVES: dict[str, Entry] = {
     "sft_per_token": Entry(reference=False, reward="mean_logp"),
     "unlikelihood": Entry(keys={"unlikelihood_weight": REQUIRED}, reference=False, reward="plain_logp"),
     "kto": Entry(keys={"beta": 0.1, **WEIGHTS}, unit="completion", start=_start_of_a_classifier(0.5)),
-    "apo_zero_unpaired": Entry(
-        keys={"beta": 0.1, **WEIGHTS}, unit="completion", start=_start_of_a_classifier(0.5)
-    ),
+    "apo_zero_unpaired": Entry(keys={"beta": 0.1, **WEIGHTS}, unit="completion", start=_start_of_a_classifier(0.5)),
     "bco_unpaired": Entry(
         keys={"beta": 0.01, "shift_decay": 0.9, **WEIGHTS},
         unit="completion",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from dpo.config import DpoConfig
-from dpo.dataset_utils import DatasetReport, overlapping_prompts
+from dpo.dataset_utils import DatasetReport
 from dpo.eval import draw_samples
 from dpo.objective import DpoObjective
 from dpo.prepare import balance, check_positions, check_signal, hold_out, load_part, make_encoder
@@ -14,7 +14,7 @@ from dpo.start import check_start
 from groupwise.batch import split_by_tokens
 from groupwise.data.rows import read_rows
 from groupwise.data.text import TextEncoder
-from groupwise.groups import Group, forward_tokens
+from groupwise.groups import Group, forward_tokens, overlapping_prompts
 from groupwise.model.engine import LogprobEngine, reference_logprobs
 from groupwise.model.policy import Policy, precision_doubts, quiet_libraries
 from groupwise.observe.progress import duration
@@ -25,8 +25,9 @@ from groupwise.preflight.memory import sampling_bytes
 from groupwise.preflight.model import Loaded, TrialStep, load_model, trial_step
 from groupwise.preflight.report import Report
 from groupwise.preflight.sources import check_sources
-from groupwise.preflight.texts import check_ends, check_template, marked
+from groupwise.preflight.texts import check_ends, check_template, marked, tell_leaks
 from groupwise.rewards.load import Score, load_score
+from groupwise.train.checkpoint_keeper import state_bytes
 from groupwise.train.loop import EpochSource
 from groupwise.train.runtime import Runtime
 
@@ -106,10 +107,7 @@ def _check_data(
         return [], []
     usable = False
     with report.part("texts"):
-        if leaked := overlapping_prompts(groups, heldout):
-            report.warning(f"{len(leaked)} of {len(heldout)} held-out prompts are trained on, for example {leaked[0]}")
-        else:
-            report.ok("no held-out prompt is trained on")
+        tell_leaks(overlapping_prompts(groups, heldout), len(heldout), report)
         check_ends([*groups, *heldout], encoder, policy.model.config, report)
         if encoder.tokenizer.chat_template and _holds_messages(data.train):
             check_template(encoder, report)
@@ -148,7 +146,6 @@ def _check_memory(
     there: int | None,
 ) -> Fit:
     tokens = config.run.tokens_per_forward
-    state = 3 * sum(p.numel() * p.element_size() for p in engine.policy.trainable().values())
     return check_memory(
         engine,
         config.optimizer,
@@ -160,7 +157,7 @@ def _check_memory(
             prompts=min(config.eval.prompts, len(heldout)),
             longest=max(len(group.prompt_ids) for group in heldout),
             n=config.eval.samples_per_prompt,
-            state=state,
+            state=state_bytes(engine.policy.trainable().values()),
         ),
         several=len(_micro_batches(source, tokens)) > source.total_steps,
         report=report,

@@ -218,19 +218,6 @@ def load_preference_groups(
     return groups, _report(groups, tally)
 
 
-def overlapping_prompts(train: Iterable[Group], heldout: Iterable[Group]) -> list[str]:
-    """Keys of the held-out groups whose prompt is trained on: their figures say nothing about new prompts.
-
-    >>> yes = Completion(token_ids=(1, 0), finished=True, score=1.0)
-    >>> no = Completion(token_ids=(2, 0), finished=True, score=0.0)
-    >>> groups = [Group(key=f"x:{i}", prompt_ids=(i,), completions=(yes, no)) for i in range(4)]
-    >>> overlapping_prompts(groups[:3], groups[2:])
-    ['x:2']
-    """
-    trained = {group.prompt_ids for group in train}
-    return [group.key for group in heldout if group.prompt_ids in trained]
-
-
 # --- columns
 
 

@@ -155,6 +155,11 @@ class DpoLossSection(ObjectiveKeys, ReferenceSchedule):
         return any(part.entry.reference for part in self.parts)
 
     @property
+    def compares_across_prompts(self) -> bool:
+        """Whether completions are also read behind other prompts than their own, as z0 of KTO is measured."""
+        return any(part.objective == "kto" for part in self.parts)
+
+    @property
     def learns_from_labels(self) -> bool:
         """Whether the data must be single completions, labelled desirable or not."""
         return self.parts[0].entry.unit == "completion"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from dpo.catalogue import OBJECTIVES
 from dpo.config import DpoConfig
-from dpo.dataset_utils import DatasetReport, load_preference_groups, overlapping_prompts
+from dpo.dataset_utils import DatasetReport, load_preference_groups
 from groupwise.data.text import TextEncoder
 from groupwise.errors import UserError
-from groupwise.groups import Group
+from groupwise.groups import Group, overlapping_prompts
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.policy import Policy, precision_doubts, quiet_libraries
 from groupwise.rewards.load import Score, load_score
@@ -95,8 +95,7 @@ def check_signal(part: str, report: DatasetReport, config: DpoConfig) -> None:
             f"data.train: all {report.groups_used} completions have the same label; {names} needs desirable and "
             "undesirable ones"
         )
-    prompts_needed = any(objective.objective == "kto" for objective in config.loss.parts)
-    if prompts_needed and config.run.groups_per_step < 2:
+    if config.loss.compares_across_prompts and config.run.groups_per_step < 2:
         raise UserError(
             "run.groups_per_step: kto compares with completions of other prompts in the step; set it to 2 or more"
         )
@@ -125,6 +124,13 @@ def check_positions(policy: Policy, groups: Sequence[Group], config: DpoConfig) 
             f"data.max_completion_tokens (now {config.data.max_completion_tokens})"
         )
     prompt = max(len(group.prompt_ids) for group in groups)
+    completion = max(len(completion.token_ids) for group in groups for completion in group.completions)
+    if config.loss.compares_across_prompts and prompt + completion > positions:
+        raise UserError(
+            f"loss.objective kto reads completions behind the prompts of others, so the longest of both must fit "
+            f"together: {prompt} and {completion} tokens are more than the model's {positions} positions; lower "
+            "data.max_prompt_tokens or data.max_completion_tokens"
+        )
     if prompt + config.sampling.max_new_tokens > positions:
         raise UserError(
             f"sampling.max_new_tokens: {config.sampling.max_new_tokens} after a prompt of {prompt} tokens is more than "

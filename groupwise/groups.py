@@ -7,7 +7,7 @@ Legend: T tokens of one completion.
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 from torch import Tensor
 
@@ -140,3 +140,25 @@ def completion_tokens(group: Group) -> int:
 def forward_tokens(group: Group) -> int:
     """Tokens that go through the network: the prompt once, and every completion but its last token."""
     return len(group.prompt_ids) + completion_tokens(group) - len(group.completions)
+
+
+class Prompted(Protocol):
+    """Whatever has a prompt: a group, or a prompt that nobody has answered yet."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def prompt_ids(self) -> tuple[int, ...]: ...
+
+
+def overlapping_prompts(train: Iterable[Prompted], heldout: Iterable[Prompted]) -> list[str]:
+    """Keys of the held-out rows whose prompt is trained on: their figures say nothing about new prompts.
+
+    >>> yes = Completion(token_ids=(1, 0), finished=True, score=1.0)
+    >>> no = Completion(token_ids=(2, 0), finished=True, score=0.0)
+    >>> groups = [Group(key=f"x:{i}", prompt_ids=(i,), completions=(yes, no)) for i in range(4)]
+    >>> overlapping_prompts(groups[:3], groups[2:])
+    ['x:2']
+    """
+    trained = {group.prompt_ids for group in train}
+    return [group.key for group in heldout if group.prompt_ids in trained]

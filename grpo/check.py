@@ -13,7 +13,7 @@ from rich.console import Console
 
 from groupwise.batch import pack
 from groupwise.data.text import TextEncoder
-from groupwise.groups import Completion, Group, forward_tokens
+from groupwise.groups import Completion, Group, forward_tokens, overlapping_prompts
 from groupwise.model.engine import LogprobEngine, reference_logprobs
 from groupwise.model.policy import Policy, precision_doubts, quiet_libraries
 from groupwise.observe.progress import duration
@@ -24,14 +24,16 @@ from groupwise.preflight.memory import sampling_bytes
 from groupwise.preflight.model import TrialStep, load_model, trial_step
 from groupwise.preflight.report import Report
 from groupwise.preflight.sources import check_sources
-from groupwise.preflight.texts import check_ends, check_template
+from groupwise.preflight.texts import check_ends, check_template, tell_leaks
 from groupwise.rewards.scorer import Scorer
+from groupwise.train.checkpoint_keeper import state_bytes
 from groupwise.train.runtime import Runtime
 from grpo.config import GrpoConfig
 from grpo.dataset_utils import Prompt, PromptReport, hold_out, load_prompts
 from grpo.eval import check_names
 from grpo.objective import GrpoObjective
-from grpo.prepare import check_positions, doubts, make_encoder
+from grpo.prepare import check_positions, doubts, load_reward_model, make_encoder
+from grpo.reward_model import RewardModel
 from grpo.trial import Trial, check_probes, roll_out
 
 
@@ -81,8 +83,15 @@ def _check_rest(config: GrpoConfig, scorer: Scorer | None, report: Report, memor
         with report.part("rewards of the base model's answers"):
             trial = roll_out(config, engine, loaded.encoder, scorer, train, report)
             check_probes(config, loaded.encoder, scorer, trial, report)
+    reward_model: RewardModel | None = None
+    if config.reward_model is not None:
+        with report.part("reward model"):
+            reward_model = load_reward_model(config, loaded.policy, loaded.runtime)
+            report.ok("it can be loaded, reads the policy's ids, and is held in memory from here on")
+        if reward_model is None:
+            return
     with report.part("memory, loss and time"):
-        _check_step(config, engine, loaded.runtime, train, heldout, trial, report, memory)
+        _check_step(config, engine, loaded.runtime, train, heldout, trial, reward_model, report, memory)
 
 
 def _check_data(
@@ -111,11 +120,7 @@ def _check_data(
     everything = [*train, *heldout]
     usable = False
     with report.part("texts"):
-        trained = {prompt.prompt_ids for prompt in train}
-        if leaked := [prompt.key for prompt in heldout if prompt.prompt_ids in trained]:
-            report.warning(f"{len(leaked)} of {len(heldout)} held-out prompts are trained on, for example {leaked[0]}")
-        else:
-            report.ok("no held-out prompt is trained on")
+        tell_leaks(overlapping_prompts(train, heldout), len(heldout), report)
         check_ends([_bare(prompt) for prompt in everything], encoder, policy.model.config, report, answered=False)
         if encoder.tokenizer.chat_template and (data.chat or any(isinstance(p.row["prompt"], list) for p in train)):
             check_template(encoder, report)
@@ -148,15 +153,18 @@ def _check_step(
     train: Sequence[Prompt],
     heldout: Sequence[Prompt],
     trial: Trial | None,
+    reward_model: RewardModel | None,
     report: Report,
     there: int | None,
 ) -> None:
-    """Memory first; what fits is then tried."""
+    """Memory first; what fits is then tried.
+
+    A reward model is counted with what is loaded; its own passes take less than the policy's, for it has no head.
+    """
     n, most = config.rollout.completions_per_prompt, config.sampling.max_new_tokens
     longest = max(train, key=lambda prompt: len(prompt.prompt_ids))
     texts = trial.answers if trial else [Completion(token_ids=longest.prompt_ids, finished=False, score=0.0)]
     prompts = config.run.groups_per_step * config.rollout.minibatches
-    state = 3 * sum(p.numel() * p.element_size() for p in engine.policy.trainable().values())
     sampling = max(
         sampling_bytes(
             engine,
@@ -164,7 +172,7 @@ def _check_step(
             prompts=count,
             longest=max(len(p.prompt_ids) for p in [*train, *heldout]),
             n=each,
-            state=state,
+            state=state_bytes(engine.policy.trainable().values()),
         )
         for count, each in ((prompts, n), (len(heldout), config.eval.samples_per_prompt), (len(heldout), 1))
     )
@@ -176,6 +184,7 @@ def _check_step(
         tokens=config.run.tokens_per_forward,
         sampling=sampling,
         several=whole > config.run.tokens_per_forward,
+        later=0 if reward_model is None else reward_model.update_bytes,
         report=report,
         there=there,
     )
@@ -185,6 +194,7 @@ def _check_step(
     if trial is not None:
         _check_start(config, engine, trial, report)
     part = _filled(longest, texts, n=n, most=most, tokens=min(fit.tokens, whole))
+    # Policy, sampler and reference are one function now, so one pass gives the log-probs of all.
     part = reference_logprobs(
         engine, part, tokens_per_forward=config.run.tokens_per_forward, temperature=config.sampling.temperature
     )
@@ -213,37 +223,27 @@ def _filled(longest: Prompt, texts: Sequence[Completion], *, n: int, most: int, 
 
 
 def _as_rollout(groups: Sequence[Group]) -> list[Group]:
-    """As if the policy had drawn these answers and every other one were better: a step with a gradient."""
-    return [
-        group.replace_completions(
-            [
-                replace(
-                    c,
-                    sampled_logp=c.reference_logp,
-                    drawn_logp=c.reference_logp,
-                    advantage=torch.full((len(c.token_ids),), _sign(c, j)),
-                )
-                for j, c in enumerate(_told_apart(group.completions))
-            ]
-        )
-        for group in groups
-    ]
+    """As if the policy had drawn these answers and every other one were worse: a step with a gradient."""
+    return [group.replace_completions([_drawn(c, j) for j, c in enumerate(group.completions)]) for group in groups]
 
 
-def _told_apart(completions: Sequence[Completion]) -> list[Completion]:
-    """Every other answer one token shorter, so that equal texts of opposite advantage do not cancel."""
-    return [_without_last(c) if j % 2 and len(c.token_ids) > 1 else c for j, c in enumerate(completions)]
+def _drawn(completion: Completion, place: int) -> Completion:
+    """Every other answer is worse and a token shorter: equal texts of opposite advantage would cancel.
 
-
-def _sign(completion: Completion, place: int) -> float:
-    """Every other one worse; all better where they are single tokens, which would cancel."""
-    return -1.0 if place % 2 and len(completion.token_ids) > 1 else 1.0
-
-
-def _without_last(completion: Completion) -> Completion:
+    All are better where they are single tokens, which cannot be told apart.
+    """
+    length = len(completion.token_ids)
+    worse = place % 2 == 1 and length > 1
+    length -= worse
     known = completion.reference_logp
+    logp = None if known is None else known[:length]
     return replace(
-        completion, token_ids=completion.token_ids[:-1], reference_logp=None if known is None else known[:-1]
+        completion,
+        token_ids=completion.token_ids[:length],
+        sampled_logp=logp,
+        drawn_logp=logp,
+        reference_logp=logp,
+        advantage=torch.full((length,), -1.0 if worse else 1.0),
     )
 
 

@@ -26,7 +26,7 @@ from grpo.dataset_utils import Prompt
 from grpo.eval import Comparison, before_and_after, check_names, evaluate, labels
 from grpo.faults import FaultLog
 from grpo.objective import GrpoObjective
-from grpo.prepare import Prepared, prepare
+from grpo.prepare import Prepared, load_reward_model, prepare
 from grpo.report import DRIFTING, LEARNING, WATCHED, record
 from grpo.reward_model import RewardModel
 from grpo.rollouts import Rollouts
@@ -60,7 +60,7 @@ def train(config: GrpoConfig, *, console: Console | None = None) -> RunFolder:
         progress = make_progress(run.console, headline=HEADLINE)
         faults = FaultLog(folder.faults, progress.line, writes=run.runtime.is_main)
         prepared = prepare(config, scorer, run.runtime, faults)
-        reward_model = _reward_model(config, prepared, run)
+        reward_model = load_reward_model(config, prepared.engine.policy, run.runtime)
         run.begin(config, prepared.notes)
         base_model = prepared.engine.policy.base_fingerprint()  # reads all weights, so once
         result, fault_count = _learn(config, prepared, base_model, scorer, reward_model, progress, run)
@@ -83,19 +83,6 @@ def train(config: GrpoConfig, *, console: Console | None = None) -> RunFolder:
             print_health(result, figures, run.say)
             renew_report(config.run, lambda: record(folder, config), run.say)
     return folder
-
-
-def _reward_model(config: GrpoConfig, prepared: Prepared, run: Run) -> RewardModel | None:
-    """The reward model that learns on the way, where one is asked for; raises UserError before anything is written."""
-    if config.reward_model is None:
-        return None
-    return RewardModel(
-        config.reward_model,
-        config.model,
-        tokenizer=prepared.engine.policy.tokenizer,
-        seed=config.run.seed,
-        runtime=run.runtime,
-    )
 
 
 def _learn(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from groupwise.data.text import TextEncoder
 from groupwise.errors import UserError
+from groupwise.groups import overlapping_prompts
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.policy import Policy, precision_doubts, quiet_libraries
 from groupwise.rewards.scorer import Scorer
@@ -13,6 +14,7 @@ from grpo.config import GrpoConfig
 from grpo.dataset_utils import Prompt, PromptReport, hold_out, load_prompts
 from grpo.faults import FaultLog
 from grpo.presets import PRESETS
+from grpo.reward_model import RewardModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,7 @@ def prepare(config: GrpoConfig, scorer: Scorer, runtime: Runtime, faults: FaultL
     notes = [f"{part}: {line}" for part, report in reports.items() for line in report.lines()]
     notes += [*engine.notices, *precision_doubts(config.model, config.lora)]
     notes += doubts(config)
-    trained = {prompt.prompt_ids for prompt in train}
-    if leaked := [prompt.key for prompt in heldout if prompt.prompt_ids in trained]:
+    if leaked := overlapping_prompts(train, heldout):
         notes.append(f"warning: {len(leaked)} held-out prompts are trained on, for example {leaked[0]}")
     return Prepared(runtime, faults, engine, encoder, train, heldout, reports, notes)
 
@@ -63,6 +64,15 @@ def make_encoder(policy: Policy, config: GrpoConfig) -> TextEncoder:
         policy.tokenizer,
         max_prompt_tokens=config.data.max_prompt_tokens,
         max_completion_tokens=config.sampling.max_new_tokens,
+    )
+
+
+def load_reward_model(config: GrpoConfig, policy: Policy, runtime: Runtime) -> RewardModel | None:
+    """The reward model that learns on the way, where one is asked for. Raises UserError where it does not fit."""
+    if config.reward_model is None:
+        return None
+    return RewardModel(
+        config.reward_model, config.model, tokenizer=policy.tokenizer, seed=config.run.seed, runtime=runtime
     )
 
 

@@ -20,10 +20,11 @@ from transformers import PreTrainedTokenizerBase
 
 from groupwise.batch import pack, split_by_tokens
 from groupwise.errors import UserError
-from groupwise.groups import Group, NotFinite, is_informative, ordered_pairs
+from groupwise.groups import PER_TOKEN, Group, NotFinite, is_informative, ordered_pairs
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.policy import Policy
 from groupwise.sections import LoraSection, ModelSection, OptimizerSection
+from groupwise.train.checkpoint_keeper import state_bytes
 from groupwise.train.group_file import load_groups, save_groups
 from groupwise.train.optimizer import make_optimizer
 from groupwise.train.order import EpochOrder
@@ -103,6 +104,11 @@ class RewardModel:
         self._history: list[Group] = []
         self._updates = 0
 
+    @property
+    def update_bytes(self) -> int:
+        """What learning adds to its weights: a gradient and two moments of each that is trained."""
+        return state_bytes(self._parameters().values())
+
     # --- scoring
 
     def rewards(self, groups: Sequence[Group]) -> Tensor:
@@ -114,17 +120,7 @@ class RewardModel:
     def _readable(self, group: Group) -> Group:
         """The last token of a completion is predicted and never fed, so one more, whichever, stands behind it here."""
         return group.replace_completions(
-            [
-                replace(
-                    c,
-                    token_ids=(*c.token_ids, 0),
-                    sampled_logp=None,
-                    drawn_logp=None,
-                    reference_logp=None,
-                    advantage=None,
-                )
-                for c in group.completions
-            ]
+            [replace(c, token_ids=(*c.token_ids, 0), **dict.fromkeys(PER_TOKEN)) for c in group.completions]
         )
 
     @torch.no_grad()
@@ -249,9 +245,7 @@ class RewardModel:
 
 def _bare(group: Group) -> Group:
     """Ids and scores alone: what is known of single tokens takes room and belongs to the policy."""
-    return group.replace_completions(
-        [replace(c, sampled_logp=None, drawn_logp=None, reference_logp=None, advantage=None) for c in group.completions]
-    )
+    return group.replace_completions([replace(c, **dict.fromkeys(PER_TOKEN)) for c in group.completions])
 
 
 def _count_pairs(groups: Iterable[Group]) -> int:

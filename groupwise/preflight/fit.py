@@ -36,14 +36,16 @@ def check_memory(
     several: bool,
     report: Report,
     there: int | None = None,
+    later: int = 0,
 ) -> Fit:
     """Predict the run's peak and compare it with what there is.
 
     `largest(tokens)` are the micro-batches that may need most under that `run.tokens_per_forward`; `sampling` are bytes
-    of sampling. `there` overrules the memory that the system tells of.
+    of sampling, `later` those that stay once something else of the run has begun to learn. `there` overrules the
+    memory that the system tells of.
     """
     small = min((part[:1] for part in largest(_SMALLEST)), key=lambda part: sum(map(forward_tokens, part)))
-    loaded = loaded_bytes(engine, small, optimizer)
+    loaded = loaded_bytes(engine, small, optimizer) + later
     there = memory_there(engine.policy.device) if there is None else there
 
     def needed(size: int) -> int:

@@ -83,6 +83,14 @@ def check_ends(
         )
 
 
+def tell_leaks(leaked: Sequence[str], heldout: int, report: Report) -> None:
+    """Say which of so many held-out prompts are trained on; `leaked` are their keys."""
+    if leaked:
+        report.warning(f"{len(leaked)} of {heldout} held-out prompts are trained on, for example {leaked[0]}")
+    else:
+        report.ok("no held-out prompt is trained on")
+
+
 def check_template(encoder: TextEncoder, report: Report) -> None:
     """Whether the chat template ends an assistant's turn; to be asked where the data holds chat messages."""
     if encoder.turn_end is None:

@@ -4,7 +4,7 @@ Knows nothing about what is in a checkpoint (checkpoint.py), nor about what make
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -17,9 +17,14 @@ from groupwise.train.checkpoint import Position, delete_old, save_checkpoint
 _SLACK = 4 * 2**20  # bytes for all that is not weights and optimizer state
 
 
+def state_bytes(parameters: Iterable[nn.Parameter]) -> int:
+    """Trained weights and two moments of each, which is more than rmsprop has."""
+    return 3 * sum(p.numel() * p.element_size() for p in parameters)
+
+
 def checkpoint_bytes(parameters: Mapping[str, nn.Parameter]) -> int:
-    """What one checkpoint takes: the weights and two moments of each, which is most for rmsprop."""
-    return 3 * sum(p.numel() * p.element_size() for p in parameters.values()) + _SLACK
+    """What one checkpoint takes."""
+    return state_bytes(parameters.values()) + _SLACK
 
 
 def check_space(folder: Path, parameters: Mapping[str, nn.Parameter], *, keep: int) -> tuple[int, int]:

@@ -17,14 +17,13 @@ from dpo.dataset_utils import (
     DatasetReport,
     Quantiles,
     load_preference_groups,
-    overlapping_prompts,
     split_messages,
     split_transcripts,
 )
 from groupwise.data.rows import read_rows
 from groupwise.data.text import TextEncoder, TooLong
 from groupwise.errors import UserError
-from groupwise.groups import Group
+from groupwise.groups import Group, overlapping_prompts
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 CHAT = (

@@ -137,6 +137,12 @@ def test_data_must_fit_the_objective(command: Command, labels: Path, tmp_path: P
     good.write_text("".join(line + "\n" for line in labels.read_text().splitlines() if "true" in line))
     with pytest.raises(UserError, match="all .* completions have the same label"):
         train_dpo.main(command("--loss.objective", "kto", data=good))
+    crossed = tmp_path / "crossed.jsonl"  # each row fits, its completion behind the other's prompt does not
+    long, short = " film" * 25, " good"
+    rows = [{"prompt": a, "completion": b, "label": a == long} for a, b in ((long, short), (short, long))]
+    crossed.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="behind the prompts of others.*75 and 76 tokens"):
+        train_dpo.main([*command("--loss.objective", "kto", data=crossed), "--data.heldout", f"[{crossed}]"])
     with pytest.raises(UserError, match="labelled completions and pairs cannot be learned from together"):
         train_dpo.main([*command("--loss.objective", "kto"), "--data.heldout", "[]", "--data.train",
                         f"[{labels}, {write_pairs(tmp_path)}]"])  # fmt: skip

@@ -337,6 +337,17 @@ def rewards(*names: str, **other: object) -> Callable[[Site], None]:
     return plant
 
 
+def another_tokenizer(site: Site) -> None:
+    place = site.data / "other-model"
+    shutil.copytree(site.model, place)
+    vocabulary = json.loads((place / "tokenizer.json").read_text())
+    ids = vocabulary["model"]["vocab"]
+    first, second = list(ids)[-2:]
+    ids[first], ids[second] = ids[second], ids[first]
+    (place / "tokenizer.json").write_text(json.dumps(vocabulary))
+    site.flags += ["--reward_model", json.dumps({"path": str(place), "first_prompts": 4, "every": 2})]
+
+
 GRPO_PROBLEMS = {
     "reward that is not there": (rewards(":exact_anser"), ("error", "exact_anser", "exact_answer")),
     "column that a reward reads is missing": (rewards(":exact_answer"), ("error", "prompts.jsonl:1", "answer")),
@@ -357,6 +368,7 @@ GRPO_PROBLEMS = {
     "slow reward": (rewards("slow", scoring__time_limit=2), ("warning", "scoring takes")),
     "answers are cut": (rewards("even"), ("warning", "answers are cut at sampling.max_new_tokens")),
     "measure that no reward is": (rewards("even", eval__correct="right"), ("error", "eval.correct", "right")),
+    "reward model that reads other ids": (another_tokenizer, ("error", "reward_model.path", "other ids")),
     "no room for answers": (rewards("even", sampling__max_new_tokens=127), ("error", "positions")),
     "prompts are too long": (rewards("even", data__max_prompt_tokens=5), ("error", "max_prompt_tokens")),
 }
