@@ -34,12 +34,6 @@ test-peer: $(VENV)/ready-dev
 	.venv-peer/bin/python -m pip install --quiet -r requirements-dev.txt trl==1.16.0
 	.venv-peer/bin/python -m pytest tests/peer
 
-# Do losses agree with those of TRL? It is installed apart, and nothing else needs it.
-test-peer: $(VENV)/ready-dev
-	test -x .venv-peer/bin/python || $(PYTHON) -m venv .venv-peer
-	.venv-peer/bin/python -m pip install --quiet -r requirements-dev.txt trl==1.16.0
-	.venv-peer/bin/python -m pytest tests/peer
-
 clean:
 	rm -rf $(VENV) .venv-peer runs .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find data/processed -type f ! -name .gitkeep -delete

@@ -48,7 +48,14 @@ def check(config: DpoConfig, *, console: Console | None = None, memory: int | No
         with report.part("measure of success"):
             score = load_score(config.eval.score, key="eval.score")
             report.ok(f"eval.score: {config.eval.score}")
-    loaded = load_model(config.model, config.lora, config.run, lambda policy: make_encoder(policy, config), report)
+    loaded = load_model(
+        config.model,
+        config.lora,
+        config.run,
+        lambda policy: make_encoder(policy, config),
+        report,
+        keep_base=config.loss.steps_run_reference,
+    )
     if loaded is None:
         check_sources((*config.data.train, *config.data.heldout), report)
         return report.finish()

@@ -155,6 +155,11 @@ class DpoLossSection(ObjectiveKeys, ReferenceSchedule):
         return any(part.entry.reference for part in self.parts)
 
     @property
+    def steps_run_reference(self) -> bool:
+        """Whether training steps need the reference network itself, not only log-probs that were kept."""
+        return self.reference != "frozen" or self.compares_across_prompts
+
+    @property
     def compares_across_prompts(self) -> bool:
         """Whether completions are also read behind other prompts than their own, as z0 of KTO is measured."""
         return any(part.objective == "kto" for part in self.parts)

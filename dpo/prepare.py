@@ -34,7 +34,13 @@ def prepare(config: DpoConfig, runtime: Runtime) -> Prepared:
     """Load and check model, data and score; writes nothing. Raises UserError for what the user can mend."""
     quiet_libraries()
     score = None if config.eval.score is None else load_score(config.eval.score, key="eval.score")
-    policy = Policy.load(config.model, config.lora, seed=config.run.seed, device=runtime.device)
+    policy = Policy.load(
+        config.model,
+        config.lora,
+        seed=config.run.seed,
+        device=runtime.device,
+        keep_base=config.loss.steps_run_reference,
+    )
     data = config.data
     encoder = make_encoder(policy, config)
     groups, report = load_part(data.train, data.split, encoder, config)

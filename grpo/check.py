@@ -67,7 +67,14 @@ def _load_rewards(config: GrpoConfig, report: Report) -> Scorer | None:
 
 def _check_rest(config: GrpoConfig, scorer: Scorer | None, report: Report, memory: int | None) -> None:
     """Model, data, and with both of them rollouts, memory, loss and time."""
-    loaded = load_model(config.model, config.lora, config.run, lambda policy: make_encoder(policy, config), report)
+    loaded = load_model(
+        config.model,
+        config.lora,
+        config.run,
+        lambda policy: make_encoder(policy, config),
+        report,
+        keep_base=config.steps_run_base,
+    )
     if loaded is None:
         check_sources((*config.data.train, *config.data.heldout), report)
         return

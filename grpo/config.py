@@ -303,6 +303,11 @@ class GrpoConfig(Section):
         """Who answers the prompts."""
         return SOURCES.get(self.loss.preset, "policy") if self.rollout.source == "auto" else self.rollout.source
 
+    @property
+    def steps_run_base(self) -> bool:
+        """Whether training itself runs the network it started from, or a reference that came from it."""
+        return self.loss.kl_coefficient > 0 or self.source == "base"
+
     @model_validator(mode="after")
     def _the_source_fits(self) -> Self:
         loss, rollout = self.loss, self.rollout

@@ -34,7 +34,13 @@ class Prepared:
 def prepare(config: GrpoConfig, scorer: Scorer, runtime: Runtime, faults: FaultLog) -> Prepared:
     """Load and check model, prompts and gold answers; writes nothing. Raises UserError for what the user can mend."""
     quiet_libraries()
-    policy = Policy.load(config.model, config.lora, seed=config.run.seed, device=runtime.device)
+    policy = Policy.load(
+        config.model,
+        config.lora,
+        seed=config.run.seed,
+        device=runtime.device,
+        keep_base=config.steps_run_base,
+    )
     data = config.data
     encoder = make_encoder(policy, config)
     train, report = load_prompts(

@@ -1,8 +1,9 @@
 """The policy: a causal language model, what of it is trained, and the frozen reference it started from.
 
 With LoRA the base is the same network with its adapter switched off; without LoRA it is a frozen copy taken from
-memory, never loaded again from disk. Base weights are never written. The reference is the base until a schedule moves
-it. Dropout is off everywhere.
+memory, or, where training itself never runs it, loaded again for as long as something is measured against it, and then
+held to the hash of what training started from. Base weights are never written. The reference is the base until a
+schedule moves it. Dropout is off everywhere.
 Knows nothing about groups, losses or sampling.
 """
 
@@ -54,15 +55,21 @@ class Policy:
         lora: LoraSection | None,
         seed: int = 0,
         gradient_checkpointing: bool = False,
+        base_file: ModelSection | None = None,
     ) -> None:
+        """`base_file` is where the base may be loaded from again, so that without LoRA no copy of it is held."""
         self.tokenizer = tokenizer
         self.model = model
-        _switch_dropout_off(model)
-        _fuse_gelu(model)
+        _as_one_function(model)
         self._peft: PeftModel | None = None
         self._frozen: PreTrainedModel | None = None
-        if lora is None:
+        self._base_file = base_file if lora is None else None
+        self._base_hash: str | None = None
+        if self._base_file is not None:
+            self._base_hash = _fingerprint(model)
+        elif lora is None:
             self._frozen = copy.deepcopy(model).requires_grad_(False)
+        if lora is None:
             model.requires_grad_(True)
         else:
             self._peft = _add_adapter(model, lora, seed)
@@ -78,10 +85,17 @@ class Policy:
 
     @classmethod
     def load(
-        cls, section: ModelSection, lora: LoraSection | None, *, seed: int, device: torch.device | str
+        cls,
+        section: ModelSection,
+        lora: LoraSection | None,
+        *,
+        seed: int,
+        device: torch.device | str,
+        keep_base: bool = True,
     ) -> "Policy":
         """Load model and tokenizer from a folder or the hub.
 
+        Without LoRA a frozen copy of the base is held, or, `keep_base` being False, loaded whenever it is asked for.
         Raises UserError when the path holds no model, or when its weights are not safetensors.
         """
         tokenizer = _load_tokenizer(section)
@@ -93,6 +107,7 @@ class Policy:
             lora=lora,
             seed=seed,
             gradient_checkpointing=section.gradient_checkpointing,
+            base_file=None if keep_base else section,
         )
 
     @property
@@ -117,17 +132,39 @@ class Policy:
 
     @contextlib.contextmanager
     def base(self) -> Generator[None, None, None]:
-        """Inside, the active network is the one that training started from; may be nested."""
+        """Inside, the active network is the one that training started from; may be nested.
+
+        Raises UserError where it has to be loaded again and is no longer what it was.
+        """
         if self._in_base:
             # PEFT's own context would switch the adapter on at the end of the inner one.
             yield
             return
-        with self._peft.disable_adapter() if self._peft is not None else contextlib.nullcontext():
+        with self._peft.disable_adapter() if self._peft is not None else self._loaded_base():
             self._in_base = True
             try:
                 yield
             finally:
                 self._in_base = False
+
+    @contextlib.contextmanager
+    def _loaded_base(self) -> Generator[None, None, None]:
+        """Inside, a base that is not held is in memory."""
+        if self._base_file is None:
+            yield
+            return
+        network = load_network(self._base_file)
+        _as_one_function(network)
+        if _fingerprint(network) != self._base_hash:
+            raise UserError(f"model.path: {self._base_file.path} has changed since this run loaded it; put it back")
+        cast(nn.Module, network).to(self.device)
+        network.requires_grad_(False).eval()
+        network.set_attn_implementation(self.attention)
+        self._frozen = network
+        try:
+            yield
+        finally:
+            self._frozen = None
 
     @contextlib.contextmanager
     def reference(self) -> Generator[None, None, None]:
@@ -175,8 +212,9 @@ class Policy:
 
     def _base_weights(self) -> Mapping[str, Tensor]:
         """What `trainable` would hold in the base: an adapter without effect, or the frozen copy's weights."""
-        if self._frozen is not None:
-            return dict(self._frozen.named_parameters())
+        if self._peft is None:
+            with self.base():
+                return dict(self.active.named_parameters())
         return {name: torch.zeros_like(p) if ".lora_B." in name else p for name, p in self.trainable().items()}
 
     def _exchange(self, weights: dict[str, Tensor]) -> None:
@@ -299,15 +337,7 @@ class Policy:
 
     def base_fingerprint(self) -> str:
         """SHA-256 over the base as it is in memory: configuration, and names, dtypes and bytes of weights."""
-        source = self._frozen or self.model
-        described = {k: v for k, v in source.config.to_dict().items() if k not in _NOT_OF_THE_FUNCTION}
-        digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
-        for name, tensor in sorted(source.state_dict().items()):
-            if ".lora_" in name:
-                continue
-            digest.update(f"{name.replace('.base_layer', '')} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(_bytes_of(tensor))
-        return digest.hexdigest()
+        return self._base_hash or _fingerprint(self._frozen or self.model)
 
     def save(self, folder: Path) -> None:
         """Write what was trained, a PEFT adapter or the whole model, with the tokenizer; same weights, same bytes.
@@ -441,6 +471,12 @@ def _uses_conv1d(model: nn.Module) -> bool:
     return any(type(module).__name__ == "Conv1D" for module in model.modules())
 
 
+def _as_one_function(model: PreTrainedModel) -> None:
+    """No chance in a forward pass, and the fast forms of what it computes."""
+    _switch_dropout_off(model)
+    _fuse_gelu(model)
+
+
 def _switch_dropout_off(model: PreTrainedModel) -> None:
     """Zero every dropout probability, those that families keep as plain numbers or read from the configuration too."""
     for module in (*model.modules(), model.config):
@@ -470,6 +506,17 @@ def _checkpoint_layers(model: PreTrainedModel) -> list[nn.Module]:
 def _set_training(layers: Sequence[nn.Module], training: bool) -> None:
     for layer in layers:
         layer.training = training
+
+
+def _fingerprint(network: PreTrainedModel) -> str:
+    described = {k: v for k, v in network.config.to_dict().items() if k not in _NOT_OF_THE_FUNCTION}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        if ".lora_" in name:
+            continue
+        digest.update(f"{name.replace('.base_layer', '')} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(_bytes_of(tensor))
+    return digest.hexdigest()
 
 
 def _bytes_of(tensor: Tensor) -> bytes:

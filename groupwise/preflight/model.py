@@ -41,6 +41,8 @@ def load_model(
     run: RunSection,
     encode: Callable[[Policy], TextEncoder],
     report: Report,
+    *,
+    keep_base: bool,
 ) -> Loaded | None:
     """Model and tokenizer as a run would load them, or None, said, where they cannot be loaded."""
     with report.part("model"):
@@ -50,7 +52,7 @@ def load_model(
             folder=RunFolder.of(run).path,
             seed=run.seed,
         )
-        policy = Policy.load(model, lora, seed=run.seed, device=runtime.device)
+        policy = Policy.load(model, lora, seed=run.seed, device=runtime.device, keep_base=keep_base)
         encoder = encode(policy)
         trained = sum(p.numel() for p in policy.trainable().values())
         everything = sum(p.numel() for p in policy.model.parameters())
