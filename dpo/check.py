@@ -84,7 +84,7 @@ def _check_step(
         report.warning("no forward pass was tried, for it would not fit")
         return
     trial = _check_loss(config, engine, loaded.runtime, source, fit.tokens, report)
-    sampled = _check_samples(config, engine, loaded.encoder, heldout[:_TRIAL_PROMPTS], score, report)
+    sampled = _check_samples(config, engine, loaded.encoder, heldout[:_TRIAL_PROMPTS], score, loaded.runtime, report)
     _say_time(config, source, groups, heldout, trial, sampled, report)
 
 
@@ -194,11 +194,12 @@ def _check_samples(
     encoder: TextEncoder,
     groups: Sequence[Group],
     score: Score | None,
+    runtime: Runtime,
     report: Report,
 ) -> float:
     """Fresh completions of a few held-out prompts and their ground-truth score; returns seconds per prompt."""
     started = time.perf_counter()
-    samples = draw_samples(config, engine, encoder, groups, score)
+    samples = draw_samples(config, engine, encoder, groups, score, runtime)
     seconds = (time.perf_counter() - started) / len(groups)
     cut = sum(not sample.finished for sample in samples)
     say = report.warning if cut > len(samples) // 2 else report.ok

@@ -18,13 +18,13 @@ from dpo.start import check_start
 from groupwise.config import settings
 from groupwise.errors import RunStopped
 from groupwise.groups import Group, NotFinite, fingerprint
-from groupwise.model.reference_cache import cached_reference
 from groupwise.observe.alarms import Alarms
 from groupwise.observe.figure import learning_curve
 from groupwise.observe.progress import make_progress
 from groupwise.report.renew import renew_report
 from groupwise.train.loop import EpochSource, FitResult, GroupSource, fit
 from groupwise.train.offenders import keep_offenders
+from groupwise.train.reference_cache import cached_reference
 from groupwise.train.run import Run, open_run
 from groupwise.train.run_folder import RunFolder, write_json
 from groupwise.train.summary import print_figures, print_health, run_facts, stored_figures
@@ -59,8 +59,7 @@ def train(config: DpoConfig, *, console: Console | None = None) -> RunFolder:
         run.begin(config, prepared.notes)
         base_model = prepared.engine.policy.base_fingerprint()  # reads all weights, so once
         result = _learn(config, prepared, base_model, run)
-        if run.runtime.is_main:
-            _finish(config, prepared, base_model, result, run)
+        _finish(config, prepared, base_model, result, run)
     return folder
 
 
@@ -95,7 +94,10 @@ def _learn(config: DpoConfig, prepared: Prepared, base_model: str, run: Run) -> 
         progress=make_progress(run.console, headline=HEADLINE),
         title=f"DPO of {config.model.path}",
         evaluate=lambda step: evaluate(
-            engine, held_out, lambda: path_figures(config, engine, prepared.encoder, heldout, prepared.score)
+            engine,
+            held_out,
+            run.runtime,
+            lambda: path_figures(config, engine, prepared.encoder, heldout, prepared.score, run.runtime),
         ),
         evaluate_every=config.eval.every,
         evaluated=lambda: renew_report(section, lambda: record(run.folder, config), run.say),
@@ -121,6 +123,7 @@ def _with_reference(
             base_model=base_model,
             tokens_per_forward=config.run.tokens_per_forward,
             precision=config.run.mixed_precision,
+            runtime=run.runtime,
         )
     except NotFinite as fault:
         file = keep_offenders(run.folder.not_finite, f"reference-{name}", 0, fault.groups, prepared.encoder.decode)
@@ -136,12 +139,15 @@ def _with_reference(
 def _finish(config: DpoConfig, prepared: Prepared, base_model: str, result: FitResult, run: Run) -> None:
     """Adapter, held-out figures before and after, summary and learning curve."""
     folder = run.folder
-    prepared.engine.policy.save(folder.adapter)
-    panels = (*learning(config.loss)[:2], *DRIFTING[:2])
-    learning_curve(folder.metrics, folder.curve, panels=panels, title=f"DPO: {folder.path.name}")
+    if run.runtime.is_main:
+        prepared.engine.policy.save(folder.adapter)
+        panels = (*learning(config.loss)[:2], *DRIFTING[:2])
+        learning_curve(folder.metrics, folder.curve, panels=panels, title=f"DPO: {folder.path.name}")
     compared = before_and_after(
-        config, prepared.engine, prepared.encoder, prepared.heldout, prepared.score, folder=folder
+        config, prepared.engine, prepared.encoder, prepared.heldout, prepared.score, run.runtime, folder=folder
     )
+    if not run.runtime.is_main:
+        return
     judged = compared.as_dict(folder, [alarm.name for alarm in result.alarms])
     facts = run_facts(
         result,

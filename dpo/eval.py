@@ -23,7 +23,7 @@ from groupwise.batch import pack, split_by_tokens
 from groupwise.config import load_config
 from groupwise.data.text import TextEncoder
 from groupwise.errors import exit_with_user_errors
-from groupwise.groups import Group, NotFinite
+from groupwise.groups import Group, NotFinite, forward_tokens
 from groupwise.model.engine import LogprobEngine, reference_logprobs, sequence_logratios
 from groupwise.model.sampling import SamplingParams, sample_completions
 from groupwise.observe.heldout import Evaluation
@@ -85,19 +85,44 @@ class Comparison:
         return {"verdict": decided.as_dict(), "before": as_json(self.before), "after": as_json(self.after)}
 
 
-@torch.no_grad()
-def judge_pairs(engine: LogprobEngine, held_out: HeldOut) -> dict[str, list[float]]:
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One held-out group as the active network reads it; values are those of LABELS that pairs have.
+
+    pair       mean accuracy, margin and log-probs of its pairs; None where it has none
+    labelled   label, reward and log-prob of its completions, where the objective learns from labels
+    """
+
+    pair: tuple[float, ...] | None = None
+    labelled: tuple[tuple[bool, float, float], ...] = ()
+
+
+def judge_pairs(engine: LogprobEngine, held_out: HeldOut, runtime: Runtime) -> dict[str, list[float]]:
     """Accuracy and margin by the objective's own reward, and log-probs, of every held-out group, under the active
     network.
 
     A tie counts half, so a policy that equals its reference has an accuracy of 0.5: chance, and not a failure.
     Pairs of one group are not independent: each group counts with the mean over its pairs. A labelled completion makes
-    pairs with all held-out completions of the other label. Raises NotFinite.
+    pairs with all held-out completions of the other label. Every process reads its part and gets all figures. Raises
+    NotFinite.
     """
+    readings = runtime.spread(held_out.groups, lambda part: _read(engine, held_out, part), forward_tokens)
+    names = list(LABELS)[:4]
+    if not held_out.objective.labelled:
+        pairs = [reading.pair for reading in readings if reading.pair is not None]
+        return dict(zip(names, map(list, zip(*pairs, strict=True)), strict=True)) if pairs else {}
+    labelled = [one for reading in readings for one in reading.labelled]
+    logps = ([logp for label, _, logp in labelled if label is wanted] for wanted in (True, False))
+    judged = _against_the_other_label([(label, reward) for label, reward, _ in labelled])
+    return {name: list(values) for name, values in zip(names, (*judged, *logps), strict=True) if values}
+
+
+@torch.no_grad()
+def _read(engine: LogprobEngine, held_out: HeldOut, groups: Sequence[Group]) -> list[Reading]:
+    """Every group under the active network. Raises NotFinite."""
     objective = held_out.objective
-    per_group: dict[str, list[float]] = {name: [] for name in list(LABELS)[:4]}
-    labelled: list[tuple[bool, float]] = []
-    for part in split_by_tokens(held_out.groups, held_out.tokens_per_forward):
+    readings: list[Reading] = []
+    for part in split_by_tokens(groups, held_out.tokens_per_forward):
         batch = pack(part).to(engine.policy.device)
         if batch.reference_logp_T is not None:
             batch = replace(batch, reference_logp_T=batch.reference_logp_T.double())
@@ -108,25 +133,22 @@ def judge_pairs(engine: LogprobEngine, held_out: HeldOut) -> dict[str, list[floa
         logp_R = batch.sum_per_completion(scores.logp_T)
         if objective.labelled:
             desirable_R = batch.score_R > 0
-            labelled += list(zip(desirable_R.tolist(), objective.rewards(batch, scores).tolist(), strict=True))
-            per_group["logps/chosen"] += logp_R[desirable_R].tolist()
-            per_group["logps/rejected"] += logp_R[~desirable_R].tolist()
+            rows = zip(desirable_R.tolist(), objective.rewards(batch, scores).tolist(), logp_R.tolist(), strict=True)
+            readings += [Reading(labelled=tuple(next(rows) for _ in group.completions)) for group in part]
             continue
         margin_K = objective.margins(batch, scores)
         chosen_K, rejected_K = batch.pairs_K2.unbind(dim=1)
-        values = (ranked_right(margin_K), margin_K, logp_R[chosen_K], logp_R[rejected_K])
-        for name, value_K in zip(per_group, values, strict=True):
-            per_group[name] += _means(value_K, batch.group_R[chosen_K], len(part))
-    if labelled:
-        per_group["rewards/accuracies"], per_group["rewards/margins"] = _against_the_other_label(labelled)
-    return {name: values for name, values in per_group.items() if values}
+        values = (ranked_right(margin_K).double(), margin_K.double(), logp_R[chosen_K], logp_R[rejected_K])
+        readings += map(Reading, _means(torch.stack(values, dim=1), batch.group_R[chosen_K], len(part)))
+    return readings
 
 
-def _means(values_N: Tensor, group_N: Tensor, groups: int) -> list[float]:
-    """Mean of the values of each group that has any."""
+def _means(values_N4: Tensor, group_N: Tensor, groups: int) -> list[tuple[float, ...] | None]:
+    """Mean of the values of each group, None for one that has none."""
     count_B = torch.bincount(group_N, minlength=groups)
-    sum_B = values_N.new_zeros(groups).index_add(0, group_N, values_N)
-    return (sum_B[count_B > 0] / count_B[count_B > 0]).tolist()
+    sum_B4 = values_N4.new_zeros(groups, values_N4.shape[1]).index_add(0, group_N, values_N4)
+    means: list[list[float]] = (sum_B4 / count_B[:, None]).tolist()
+    return [tuple(own) if count else None for own, count in zip(means, count_B.tolist(), strict=True)]
 
 
 def _against_the_other_label(labelled: Sequence[tuple[bool, float]]) -> tuple[list[float], list[float]]:
@@ -146,12 +168,14 @@ def pair_figures(judged: Mapping[str, Sequence[float]]) -> Figures:
     }
 
 
-def evaluate(engine: LogprobEngine, held_out: HeldOut, samples: Callable[[], Figures] = dict) -> Evaluation:
+def evaluate(
+    engine: LogprobEngine, held_out: HeldOut, runtime: Runtime, samples: Callable[[], Figures] = dict
+) -> Evaluation:
     """Held-out figures of the policy, with `.../low` and `.../high`, and accuracy and margin of every group.
 
     `samples` gives figures of fresh completions, which stand beside.
     """
-    judged = judge_pairs(engine, held_out)
+    judged = judge_pairs(engine, held_out, runtime)
     figures = {**pair_figures(judged), **samples()}
     return Evaluation(
         figures={k: v for key, figure in figures.items() for k, v in figure.as_metrics(key).items()},
@@ -160,16 +184,37 @@ def evaluate(engine: LogprobEngine, held_out: HeldOut, samples: Callable[[], Fig
     )
 
 
-@torch.no_grad()
 def draw_samples(
     config: DpoConfig,
     engine: LogprobEngine,
     encoder: TextEncoder,
     groups: Sequence[Group],
     score: Score | None,
+    runtime: Runtime,
 ) -> list[Sample]:
-    """Fresh completions of the groups' prompts from the active network, the same random numbers at every call."""
+    """Fresh completions of the groups' prompts from the active network, the same random numbers at every call.
+
+    Every process answers its part of the prompts and gets all samples.
+    """
+    own = runtime.spread(
+        list(enumerate(groups)),
+        lambda part: _draw(config, engine, encoder, part, score),
+        lambda numbered: len(numbered[1].prompt_ids) + config.sampling.max_new_tokens,
+    )
+    return [sample for samples in own for sample in samples]
+
+
+@torch.no_grad()
+def _draw(
+    config: DpoConfig,
+    engine: LogprobEngine,
+    encoder: TextEncoder,
+    numbered: Sequence[tuple[int, Group]],
+    score: Score | None,
+) -> list[list[Sample]]:
+    """The samples of each group; its number is that of its random stream."""
     n = config.eval.samples_per_prompt
+    groups = [group for _, group in numbered]
     drawn = sample_completions(
         engine,
         [group.prompt_ids for group in groups],
@@ -177,25 +222,29 @@ def draw_samples(
         params=SamplingParams.of(config.sampling),
         end_ids=encoder.stop_ids,
         seed=config.run.seed,
+        streams=[number for number, _ in numbered],
     )
     sampled = [group.replace_completions(completions) for group, completions in zip(groups, drawn, strict=True)]
-    logratios = sequence_logratios(
-        engine,
-        sampled,
-        tokens_per_forward=config.run.tokens_per_forward,
-        temperature=config.sampling.temperature,
+    logratios = iter(
+        sequence_logratios(
+            engine,
+            sampled,
+            tokens_per_forward=config.run.tokens_per_forward,
+            temperature=config.sampling.temperature,
+        )
     )
     decode: Callable[[Sequence[int]], str] = lambda ids: str(  # noqa: E731
         engine.policy.tokenizer.decode(list(ids), skip_special_tokens=True)
     )
-    samples: list[Sample] = []
+    samples: list[list[Sample]] = []
     for group in sampled:
         prompt = decode(group.prompt_ids)
+        samples.append([])
         for completion in group.completions:
             text = decode(completion.token_ids)
             value = None if score is None else score(prompt + text)
             tokens = len(completion.token_ids)
-            samples.append(Sample(group.key, prompt, text, tokens, completion.finished, value, next(logratios)))
+            samples[-1].append(Sample(group.key, prompt, text, tokens, completion.finished, value, next(logratios)))
     return samples
 
 
@@ -224,13 +273,18 @@ def sample_figures(samples: Sequence[Sample], samples_per_prompt: int) -> Figure
 
 
 def path_figures(
-    config: DpoConfig, engine: LogprobEngine, encoder: TextEncoder, groups: Sequence[Group], score: Score | None
+    config: DpoConfig,
+    engine: LogprobEngine,
+    encoder: TextEncoder,
+    groups: Sequence[Group],
+    score: Score | None,
+    runtime: Runtime,
 ) -> Figures:
     """Where the policy is on its way: KL and ground-truth score of a few fresh completions of the same prompts."""
     few = _distinct_prompts(groups)[: min(config.eval.path_prompts, config.eval.prompts)]
     if not few:
         return {}
-    figures = sample_figures(draw_samples(config, engine, encoder, few, score), config.eval.samples_per_prompt)
+    figures = sample_figures(draw_samples(config, engine, encoder, few, score, runtime), config.eval.samples_per_prompt)
     return {name: figures[name] for name in PATH if name in figures}
 
 
@@ -240,23 +294,29 @@ def before_and_after(
     encoder: TextEncoder,
     heldout: Sequence[Group],
     score: Score | None,
+    runtime: Runtime,
     *,
     folder: RunFolder,
 ) -> Comparison:
-    """Judge reference and policy on the same held-out data with the same random numbers; writes samples.jsonl."""
+    """Judge reference and policy on the same held-out data with the same random numbers; writes samples.jsonl.
+
+    Every process does its part and gets all the figures; the main one writes.
+    """
     tokens = config.run.tokens_per_forward
     scored: Sequence[Group] = heldout
     if config.loss.needs_reference:
-        scored = reference_logprobs(engine, heldout, tokens_per_forward=tokens)
+        scored = runtime.spread(
+            heldout, lambda part: reference_logprobs(engine, part, tokens_per_forward=tokens), forward_tokens
+        )
     held_out = HeldOut(scored, DpoObjective.of(config.loss), tokens_per_forward=tokens)
     prompts = _distinct_prompts(heldout)[: config.eval.prompts]
     n = config.eval.samples_per_prompt
     with engine.policy.base():
-        samples_before = draw_samples(config, engine, encoder, prompts, score)
-        judged_before = judge_pairs(engine, held_out)
+        samples_before = draw_samples(config, engine, encoder, prompts, score, runtime)
+        judged_before = judge_pairs(engine, held_out, runtime)
         before = pair_figures(judged_before) | sample_figures(samples_before, n)
-    samples_after = draw_samples(config, engine, encoder, prompts, score)
-    judged = judge_pairs(engine, held_out)
+    samples_after = draw_samples(config, engine, encoder, prompts, score, runtime)
+    judged = judge_pairs(engine, held_out, runtime)
     after = pair_figures(judged) | sample_figures(samples_after, n)
     lines = [
         json.dumps(
@@ -270,7 +330,8 @@ def before_and_after(
         )
         for first in range(0, len(samples_after), n)
     ]
-    write_text(folder.samples, "\n".join(lines) + "\n")
+    if runtime.is_main:
+        write_text(folder.samples, "\n".join(lines) + "\n")
     name = "rewards/accuracies"
     # Against a reference the start is chance by definition, whatever rounding makes of its ties.
     start = [0.5] * len(judged[name]) if config.loss.needs_reference else judged_before[name]
@@ -284,11 +345,14 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("run", type=Path, help="the run's folder, such as runs/dpo-reviews")
     folder = RunFolder.finished(parser.parse_args(argv).run)
     config = load_config(DpoConfig, folder.config)
-    prepared = prepare(config, Runtime(mixed_precision=config.run.mixed_precision))
+    runtime = Runtime(mixed_precision=config.run.mixed_precision)
+    prepared = prepare(config, runtime)
     summary = restore_trained(prepared.engine.policy, folder, model_path=config.model.path)
     compared = before_and_after(
-        config, prepared.engine, prepared.encoder, prepared.heldout, prepared.score, folder=folder
+        config, prepared.engine, prepared.encoder, prepared.heldout, prepared.score, runtime, folder=folder
     )
+    if not runtime.is_main:
+        return
     summary |= compared.as_dict(folder, [alarm["name"] for alarm in summary["alarms"]])
     write_json(folder.summary, summary)
     print_figures(compared.before, compared.after, LABELS, console=Console())

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dpo.loss_config import DpoLossSection
-from groupwise.groups import Group
+from groupwise.groups import Group, forward_tokens
 from groupwise.model.engine import LogprobEngine, reference_logprobs
 from groupwise.train.loop import GroupSource
 from groupwise.train.runtime import Runtime
@@ -42,11 +42,11 @@ class MovingReference:
         """The groups of the step under the reference as it is then. Raises NotFinite on all processes."""
         if mix := self._loss.reference_moves(step):
             self._engine.policy.move_reference(mix)
-        share = self._runtime.share(self._source.groups(step))
-        mine = self._runtime.together(
-            lambda: reference_logprobs(self._engine, share, tokens_per_forward=self._tokens_per_forward)
+        return self._runtime.spread(
+            self._source.groups(step),
+            lambda part: reference_logprobs(self._engine, part, tokens_per_forward=self._tokens_per_forward),
+            forward_tokens,
         )
-        return self._runtime.gather(mine)
 
     def passed_over(self) -> Sequence[tuple[Group, str]]:
         return self._source.passed_over()

@@ -13,7 +13,7 @@ import torch
 from dpo.losses.transport import matched_by_rank
 from dpo.terms import Terms
 from groupwise.batch import GroupBatch, pack, split_by_tokens
-from groupwise.groups import Group, NotFinite
+from groupwise.groups import Group, NotFinite, forward_tokens
 from groupwise.model.engine import LogprobEngine
 from groupwise.train.runtime import Runtime
 
@@ -29,7 +29,7 @@ def matches_by_rank(
     A group that is in the step more than once has the mean over its places.
     """
     found: list[tuple[str, list[tuple[float, float, float, float]]]] = []
-    for part in split_by_tokens(runtime.share(groups), tokens_per_forward):
+    for part in split_by_tokens(runtime.part(groups, forward_tokens), tokens_per_forward):
         batch = pack(part).to(engine.policy.device)
         terms = Terms(batch, engine.score(batch))
         names = ("chosen_logp_K", "rejected_logp_K", "chosen_logratio_K", "rejected_logratio_K")
@@ -63,7 +63,7 @@ def kl_baseline(groups: Sequence[Group], *, engine: LogprobEngine, runtime: Runt
     mismatched = _mismatched(groups)
     sums_2 = torch.zeros(2, dtype=torch.float64, device=runtime.device)
     logp_sum: Callable[[GroupBatch], torch.Tensor] = lambda batch: engine.score(batch).logp_T.double().sum()  # noqa: E731
-    for part in split_by_tokens(runtime.share(mismatched), tokens_per_forward):
+    for part in split_by_tokens(runtime.part(mismatched, forward_tokens), tokens_per_forward):
         batch = pack(part).to(engine.policy.device)
         own = logp_sum(batch)
         with engine.policy.reference():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from groupwise.batch import GroupBatch, pack, split_by_tokens
-from groupwise.groups import Group
+from groupwise.groups import Group, forward_tokens
 from groupwise.model.engine import Extra, LogprobEngine, TokenScores
 from groupwise.observe.metrics import MetricSums
 from groupwise.train.objective import Objective, StepTotals
@@ -90,7 +90,7 @@ class GrpoObjective(Objective):
         if self.loss.top_entropy == 1:
             return self
         mine: list[float] = []
-        for part in split_by_tokens(runtime.share(groups), tokens_per_forward):
+        for part in split_by_tokens(runtime.part(groups, forward_tokens), tokens_per_forward):
             batch = pack(part).to(runtime.device)
             with torch.no_grad():
                 mine += engine.score(batch, temperature=self.temperature).entropy_T.tolist()

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from groupwise.batch import pack, split_by_tokens
 from groupwise.errors import UserError
-from groupwise.groups import PER_TOKEN, Group, NotFinite, is_informative, ordered_pairs
+from groupwise.groups import PER_TOKEN, Group, NotFinite, forward_tokens, is_informative, ordered_pairs
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.policy import Policy
 from groupwise.sections import LoraSection, ModelSection, OptimizerSection
@@ -182,7 +182,7 @@ class RewardModel:
         """Of this process's share; returns the sum of its losses."""
         pairs = _count_pairs(groups)
         total = 0.0
-        for part in split_by_tokens(self._runtime.share(groups), tokens_per_forward):
+        for part in split_by_tokens(self._runtime.part(groups, forward_tokens), tokens_per_forward):
             reward_R = self.rewards(part)
             pairs_K2 = pack(part).pairs_K2.to(reward_R.device)
             loss = bradley_terry_loss(reward_R, pairs_K2).sum()

@@ -18,7 +18,7 @@ import torch
 
 from groupwise.batch import pack
 from groupwise.data.text import TextEncoder
-from groupwise.groups import Completion, Group, NotFinite, Unanswered
+from groupwise.groups import Completion, Group, NotFinite, Unanswered, forward_tokens
 from groupwise.model.engine import LogprobEngine, reference_logprobs
 from groupwise.model.sampling import SamplingParams, UnreadablePrompts, sample_completions
 from groupwise.rewards.protocol import Answer
@@ -227,8 +227,9 @@ class Rollouts:
         started = time.perf_counter()
         groups = [one.group for one in scored if one.group is not None]
         model, tokens = self._reward_model, self._config.run.tokens_per_forward
-        mine = self._runtime.together(lambda: model.score(self._runtime.share(groups), tokens_per_forward=tokens))
-        own = iter(self._runtime.gather(mine))
+        own = iter(
+            self._runtime.spread(groups, lambda part: model.score(part, tokens_per_forward=tokens), forward_tokens)
+        )
         times["time/score_s"] += time.perf_counter() - started
         return [one if one.group is None else with_outcomes(one, next(own)) for one in scored]
 
@@ -237,15 +238,16 @@ class Rollouts:
         return self._engine.policy.base() if self._config.source == "base" else contextlib.nullcontext()
 
     def _with_reference(self, groups: Sequence[Group]) -> list[Group]:
-        mine = self._runtime.together(
-            lambda: reference_logprobs(
+        return self._runtime.spread(
+            groups,
+            lambda part: reference_logprobs(
                 self._engine,
-                self._runtime.share(groups),
+                part,
                 tokens_per_forward=self._config.run.tokens_per_forward,
                 temperature=self._config.sampling.temperature,
-            )
+            ),
+            forward_tokens,
         )
-        return self._runtime.gather(mine)
 
     def _check(self, groups: Sequence[Group]) -> None:
         """The engine must find the log-probs that the tokens were drawn with, or every ratio would be wrong.

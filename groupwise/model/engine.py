@@ -9,7 +9,7 @@ Legend: S tokens in the row, T completion tokens, D hidden width, V vocabulary.
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -218,17 +218,21 @@ def reference_logprobs(
 @torch.no_grad()
 def sequence_logratios(
     engine: LogprobEngine, groups: Sequence[Group], *, tokens_per_forward: int, temperature: float
-) -> Iterator[float]:
+) -> list[float]:
     """log pi(y|x) - log pi_base(y|x) of each completion in order, nats; pi is the active network.
 
     Both are at the temperature that the completions were drawn at, so the mean estimates the KL of what is drawn.
     """
-    for part in split_by_tokens(groups, tokens_per_forward):
-        batch = pack(part).to(engine.policy.device)
-        logp_R = batch.sum_per_completion(engine.score(batch, temperature=temperature).logp_T)
-        with engine.policy.base():
-            base_R = batch.sum_per_completion(engine.score(batch, temperature=temperature).logp_T)
-        yield from (logp_R - base_R).tolist()
+    parts = split_by_tokens(groups, tokens_per_forward)
+
+    def logps() -> list[Tensor]:
+        batches = (pack(part).to(engine.policy.device) for part in parts)
+        return [batch.sum_per_completion(engine.score(batch, temperature=temperature).logp_T) for batch in batches]
+
+    own = logps()
+    with engine.policy.base():
+        base = logps()
+    return [ratio for own_R, base_R in zip(own, base, strict=True) for ratio in (own_R - base_R).tolist()]
 
 
 @torch.no_grad()

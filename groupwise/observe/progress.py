@@ -244,6 +244,8 @@ class PlainProgress(_Display):
         self._print("  ".join(part for part in parts if part))
 
     def _print(self, text: str) -> None:
+        if self._console.quiet:
+            return
         # Straight to the file: a console would wrap long lines and may add colour codes when one is forced.
         encoding = getattr(self._console.file, "encoding", None) or "utf-8"
         self._console.file.write(text.encode(encoding, errors="replace").decode(encoding) + "\n")

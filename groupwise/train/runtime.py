@@ -4,6 +4,7 @@ Gradients are summed over processes once per step, after the last micro-batch: t
 totals over all processes, so a sum is the exact gradient, whatever each process was given.
 """
 
+import heapq
 import importlib.util
 import os
 import re
@@ -43,6 +44,7 @@ class Runtime:
             raise UserError(f"run.trackers: {', '.join(missing)} is not installed; pip install {' '.join(missing)}")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         self._accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # else processes that torchrun starts on CPUs are not joined
             mixed_precision=mixed_precision,
             log_with=list(trackers) or None,
             project_dir=str(folder) if folder is not None else None,
@@ -51,8 +53,8 @@ class Runtime:
         self._name = folder.name if folder is not None else "run"
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and self._accelerator.num_processes == 1:
             raise UserError(
-                "several processes were started, but none knows of the others; start them with "
-                "`accelerate launch`, and on CPUs with `accelerate launch --cpu`"
+                "several processes were started, but none knows of the others; start them with torchrun or "
+                "`accelerate launch`"
             )
 
     @property
@@ -71,8 +73,31 @@ class Runtime:
         """The precision that forward passes run in."""
         return self._accelerator.autocast()
 
+    def part(self, items: Sequence[Item], cost: Callable[[Item], float]) -> list[Item]:
+        """This process's part of a list that every process holds, dealt so that all have about the same to do."""
+        return [items[i] for i in self._dealt(items, cost)[self._accelerator.process_index]]
+
+    def spread(
+        self, items: Sequence[Item], work: Callable[[list[Item]], Sequence[Result]], cost: Callable[[Item], float]
+    ) -> list[Result]:
+        """What `work` makes of each item, in order; every process works on its part and gets everything.
+
+        `work` takes a list and returns one result for each of its items. Raises NotFinite on all processes, with all
+        groups, if one of them does.
+        """
+        mine = self.together(lambda: work(self.part(items, cost)))
+        if self.processes == 1:
+            return list(mine)
+        found = dict[int, Result]()
+        for places, results in zip(self._dealt(items, cost), gather_object([list(mine)]), strict=True):
+            found.update(zip(places, results, strict=True))
+        return [found[place] for place in range(len(items))]
+
+    def _dealt(self, items: Sequence[Item], cost: Callable[[Item], float]) -> list[list[int]]:
+        return deal([cost(item) for item in items], self.processes)
+
     def share(self, items: Sequence[Item]) -> list[Item]:
-        """This process's part of a list that every process holds."""
+        """Every so many-th of a list that every process holds, for work whose length nobody knows before."""
         return list(items[self._accelerator.process_index :: self.processes])
 
     def gather(self, items: Sequence[Item]) -> list[Item]:
@@ -137,6 +162,23 @@ class Runtime:
         """Flush the trackers."""
         if self._tracks:
             self._accelerator.end_training()
+
+
+def deal(costs: Sequence[float], parts: int) -> list[list[int]]:
+    """Places of a list dealt into parts of about the same cost: the largest first, each to who has least so far.
+
+    No part costs more than 4/3 of the best there is (Graham 1969). Depends on costs alone, so all processes agree.
+
+    >>> deal([5, 1, 1, 3, 1], parts=2)
+    [[0, 4], [1, 2, 3]]
+    """
+    dealt: list[list[int]] = [[] for _ in range(parts)]
+    loads = [(0.0, part) for part in range(parts)]
+    for place in sorted(range(len(costs)), key=lambda place: (-costs[place], place)):
+        load, part = heapq.heappop(loads)
+        dealt[part].append(place)
+        heapq.heappush(loads, (load + costs[place], part))
+    return [sorted(own) for own in dealt]
 
 
 def tracked_names(tracker: str, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from groupwise.batch import pack, split_by_tokens
-from groupwise.groups import Group, NotFinite
+from groupwise.groups import Group, NotFinite, forward_tokens
 from groupwise.model.engine import LogprobEngine
 from groupwise.observe.metrics import MetricSums
 from groupwise.train.clock import PhaseClock
@@ -39,7 +39,7 @@ def accumulate_gradient(
     for name in ("entropy", *objective.metric_names):
         sums.add(name, 0.0, 0)
     bad: list[Group] = []
-    for part in split_by_tokens(runtime.share(groups), tokens_per_forward):
+    for part in split_by_tokens(runtime.part(groups, forward_tokens), tokens_per_forward):
         batch = pack(part).to(runtime.device)
         scores = engine.score(batch, temperature=objective.temperature, extras=objective.extras)
         loss_sum = objective.loss_sum(batch, scores, sums)
@@ -85,7 +85,7 @@ def optimizer_step(
     )
     norm = nn.utils.get_total_norm([p.grad for p in parameters.values() if p.grad is not None])
     if not torch.isfinite(norm):
-        raise NotFinite("the gradient is", _culprits(objective, runtime.share(groups), engine, runtime))
+        raise NotFinite("the gradient is", _culprits(objective, runtime.part(groups, forward_tokens), engine, runtime))
     if max_grad_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters.values(), max_grad_norm, norm)
     optimizer.step()

@@ -12,9 +12,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from groupwise.groups import Group, fingerprint
+from groupwise.groups import Group, fingerprint, forward_tokens
 from groupwise.model.engine import LogprobEngine, reference_logprobs, with_reference
+from groupwise.train.runtime import Runtime
 
 
 def cached_reference(
@@ -24,28 +26,41 @@ def cached_reference(
     *,
     base_model: str,
     tokens_per_forward: int,
-    precision: str = "no",
+    precision: str,
+    runtime: Runtime,
 ) -> tuple[list[Group], bool]:
     """The groups with their reference log-probs, and whether these were found on disk.
 
-    A damaged entry is computed again. `base_model` is the policy's `base_fingerprint`; `precision` names the autocast
-    mode that forward passes run in.
+    A damaged entry is computed again, each process doing its part. `base_model` is the policy's `base_fingerprint`;
+    `precision` names the autocast mode that forward passes run in.
     """
     file = folder / f"reference-{_key(engine, groups, base_model, precision)}.safetensors"
     lengths = [len(completion.token_ids) for group in groups for completion in group.completions]
-    try:
-        stored_T = load_file(file)["reference_logp_T"]
-        if torch.isfinite(stored_T).all():
-            return with_reference(groups, stored_T.split(lengths)), True
-    except (OSError, SafetensorError, KeyError, RuntimeError):
-        pass
-    scored = reference_logprobs(engine, groups, tokens_per_forward=tokens_per_forward)
+    stored = _read(file, sum(lengths))
+    if not runtime.any(stored is None) and stored is not None:  # who has found it waits for nobody who has not
+        return with_reference(groups, stored.split(lengths)), True
+    scored = runtime.spread(
+        groups,
+        lambda part: reference_logprobs(engine, part, tokens_per_forward=tokens_per_forward),
+        forward_tokens,
+    )
+    if not runtime.is_main:
+        return scored, False
     logps = [c.reference_logp for group in scored for c in group.completions if c.reference_logp is not None]
     folder.mkdir(parents=True, exist_ok=True)
     aside = file.with_suffix(f".writing-{os.getpid()}")
     save_file({"reference_logp_T": torch.cat(logps)}, aside)
     aside.replace(file)
     return scored, False
+
+
+def _read(file: Path, tokens: int) -> Tensor | None:
+    """What the file holds of so many tokens, or None where it is not there or damaged."""
+    try:
+        stored_T = load_file(file)["reference_logp_T"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return stored_T if stored_T.shape == (tokens,) and bool(torch.isfinite(stored_T).all()) else None
 
 
 def _key(engine: LogprobEngine, groups: Sequence[Group], base_model: str, precision: str) -> str:
