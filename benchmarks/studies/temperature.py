@@ -3,22 +3,24 @@
     python -m benchmarks.studies.temperature [--seeds 3] [--jobs 2]
 
 A review wins against the data's preferred review of the same prompt where its ground-truth score is higher; a tie is
-half a win. Compared: the base model, the default DPO run, preferred fine-tuning, the best of 16 reviews of the base.
+half a win. Compared: the base model, the best of 16 of its reviews, and of the frontier's runs, which are trained if
+they are not there, DPO at beta 1 and preferred fine-tuning.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.studies.frontier import trainings
 from benchmarks.studies.plot import drawing
 from benchmarks.studies.sentiment import PROMPTS, Writer
-from benchmarks.studies.training import Training, parser, train_all, write_study
+from benchmarks.studies.training import parser, train_all, write_study
 from groupwise.data.rows import read_rows
 from groupwise.observe.statistics import Figure, mean_interval
 from groupwise.rewards.load import load_score
 
 TEMPERATURES = (0.0, 0.25, 0.5, 0.75, 1.0)
 BEST_OF = 16
-SFT = {"loss.objective": "sft", "loss.beta": "null", "loss.label_smoothing": "null", "data.limit": 3000}
+COMPARED = {"DPO": "beta 1", "preferred fine-tuning": "one epoch"}
 
 
 def chosen_scores() -> list[float]:
@@ -45,14 +47,15 @@ def curve(writers: Sequence[Writer], n: int) -> list[Figure]:
 
 
 def main() -> None:
-    options = parser(__doc__, "runs/studies/temperature").parse_args()
-    seeds = range(options.seeds)
-    dpo = train_all([Training("dpo", "dpo", {"run.report": "false", "eval.every": 0}, seed) for seed in seeds], options)
-    sft = train_all([Training("dpo", "sft", {**SFT, "run.report": "false"}, seed) for seed in seeds], options)
-    base = [Writer() for _ in seeds]
+    options = parser(__doc__, "runs/studies/frontier").parse_args()
+    wanted = trainings(options.seeds)
+    writers = {
+        method: [Writer(run) for run in train_all([t for m, s, t in wanted if (m, s) == (method, setting)], options)]
+        for method, setting in COMPARED.items()
+    }
+    base = [Writer() for _ in range(options.seeds)]
     curves = {
-        "DPO": curve([Writer(run) for run in dpo], 1),
-        "preferred fine-tuning": curve([Writer(run) for run in sft], 1),
+        **{method: curve(own, 1) for method, own in writers.items()},
         f"best of {BEST_OF} of the base": curve(base, BEST_OF),
         "base": curve(base, 1),
     }
