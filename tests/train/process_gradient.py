@@ -1,31 +1,41 @@
-"""One of several processes that compute the gradient of a step; started by test_processes.py, not a test itself."""
+"""One of several processes that compute gradients of a step; started by test_processes.py, not a test itself.
+
+Every objective of both methods, each as one file: the gradient and the metrics of the whole step.
+"""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
+from groupwise.model.engine import LogprobEngine
 from groupwise.train.runtime import Runtime
-from groupwise.train.step import accumulate_gradient
-from tests.grpo.test_objective import PRESETS, make_engine, objective, rollout
+from tests.dpo import test_dpo_objective as preference
+from tests.grpo import test_objective as relative
+
+TOKENS = 100
+
+
+def gradients(engine: LogprobEngine) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+    """Name, gradient and metrics; an odd number of groups, so that one process has more than the other."""
+    groups = relative.rollout(engine, 5)
+    for choice in relative.CHOICES:
+        yield f"grpo {choice}", *relative.gradient(engine, groups, choice, TOKENS)
+    for name in preference.NAMES:
+        one = preference.objective(name)
+        yield f"dpo {name}", *preference.gradient(engine, one, preference.step_groups(engine, one, 7), TOKENS)
 
 
 def main(model: Path, out: Path) -> None:
     torch.set_num_threads(1)
     runtime = Runtime()
-    engine = make_engine(model)
-    groups = rollout(engine, 5)  # an odd number: one process has more than the other
-    for preset in PRESETS:
-        sums = accumulate_gradient(objective(preset), groups, engine=engine, runtime=runtime, tokens_per_forward=100)
-        parameters = engine.policy.trainable()
-        found = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
-        metrics = sums.means()
-        found["metrics"] = torch.tensor([metrics[name] for name in sorted(metrics)], dtype=torch.float64)
-        for p in parameters.values():
-            p.grad = None
+    for name, gradient, metrics in gradients(relative.make_engine(model)):
+        values = torch.tensor([metrics[key] for key in sorted(metrics)], dtype=torch.float64)
         if runtime.is_main:
-            save_file(found, out / f"{preset}.safetensors")
+            save_file({"gradient": gradient, "metrics": values}, out / f"{name}.safetensors")
     runtime.wait()
 
 
