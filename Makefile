@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test test-peer lint clean
+.PHONY: help demo test test-peer test-distributed lint clean
 help:
 	@sed -n '1,2s/^# //p' Makefile
 
@@ -29,10 +29,14 @@ test: lint
 	$(RUN) -m pytest -n auto --dist loadfile
 
 # Do losses agree with those of TRL? It is installed apart, and nothing else needs it.
-test-peer: $(VENV)/ready-dev
+test-peer:
 	test -x .venv-peer/bin/python || $(PYTHON) -m venv .venv-peer
 	.venv-peer/bin/python -m pip install --quiet -r requirements-dev.txt trl==1.16.0
 	.venv-peer/bin/python -m pytest tests/peer
+
+# Do two processes equal one: every objective, replicated and sharded, adapters and all weights, stopped and continued?
+test-distributed: $(VENV)/ready-dev
+	$(RUN) -m pytest -m distributed tests/train
 
 clean:
 	rm -rf $(VENV) .venv-peer runs .pytest_cache .ruff_cache .hypothesis *.egg-info

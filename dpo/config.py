@@ -1,8 +1,8 @@
 """The configuration of a DPO run: which keys exist, their limits and defaults."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dpo.loss_config import DpoLossSection
 from groupwise.config import Section
@@ -13,6 +13,7 @@ from groupwise.sections import (
     OptimizerSection,
     RunSection,
     SamplingSection,
+    check_sharding,
 )
 
 
@@ -65,3 +66,8 @@ class DpoConfig(Section):
     epochs: float = Field(default=1.0, gt=0, description="passes over the training groups")
     eval: DpoEvalSection = DpoEvalSection()
     sampling: SamplingSection = SamplingSection()
+
+    @model_validator(mode="after")
+    def _sharding_fits(self) -> Self:
+        check_sharding(self.run, self.lora, self.loss)
+        return self

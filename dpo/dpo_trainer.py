@@ -139,8 +139,8 @@ def _with_reference(
 def _finish(config: DpoConfig, prepared: Prepared, base_model: str, result: FitResult, run: Run) -> None:
     """Adapter, held-out figures before and after, summary and learning curve."""
     folder = run.folder
+    prepared.engine.policy.save(folder.adapter, writes=run.runtime.is_main)
     if run.runtime.is_main:
-        prepared.engine.policy.save(folder.adapter)
         panels = (*learning(config.loss)[:2], *DRIFTING[:2])
         learning_curve(folder.metrics, folder.curve, panels=panels, title=f"DPO: {folder.path.name}")
     compared = before_and_after(

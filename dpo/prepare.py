@@ -40,6 +40,7 @@ def prepare(config: DpoConfig, runtime: Runtime) -> Prepared:
         seed=config.run.seed,
         device=runtime.device,
         keep_base=config.loss.steps_run_reference,
+        mesh=runtime.mesh,
     )
     data = config.data
     encoder = make_encoder(policy, config)
@@ -53,7 +54,7 @@ def prepare(config: DpoConfig, runtime: Runtime) -> Prepared:
     for part, one in reports.items():
         check_signal(part, one, config)
     check_positions(policy, [*groups, *heldout], config)
-    engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast)
+    engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast, keep_step=runtime.keep_step)
     notes = [f"{part}: {line}" for part, report in reports.items() for line in report.lines()]
     notes += balance(report, config)
     notes += [*engine.notices, *precision_doubts(config.model, config.lora)]

@@ -99,6 +99,15 @@ class ReferenceSchedule(Section):
         return 1.0 if self.reference == "copy" else self.reference_mix
 
 
+def check_sharding(run: "RunSection", lora: LoraSection | None, schedule: ReferenceSchedule) -> None:
+    """Raise ValueError for what weights that are spread over processes do not allow."""
+    if run.sharding != "none" and lora is None and schedule.reference != "frozen":
+        raise ValueError(
+            f"loss.reference {schedule.reference} would exchange all weights, which run.sharding {run.sharding} "
+            "spreads over processes; train an adapter (lora), or set run.sharding to none"
+        )
+
+
 class SamplingSection(Section):
     """How completions are drawn; the order is temperature, top-k, top-p, min-p."""
 
@@ -219,6 +228,10 @@ class RunSection(Section):
     )
     mixed_precision: Literal["no", "bf16"] = Field(
         default="no", description="bf16: forward passes in bfloat16, weights as they are"
+    )
+    sharding: Literal["none", "fsdp2"] = Field(
+        default="none",
+        description="several processes: none: each holds the whole model; fsdp2: each holds a part of every layer",
     )
     trackers: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = Field(
         default=(), description="also send metrics there, through Accelerate; metrics.jsonl is always written"

@@ -16,6 +16,7 @@ from groupwise.sections import (
     RunSection,
     SamplingSection,
     ScoringSection,
+    check_sharding,
 )
 from grpo.presets import PRESETS, SOURCES, unread_keys
 
@@ -330,9 +331,16 @@ class GrpoConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _sharding_fits(self) -> Self:
+        check_sharding(self.run, self.lora, self.loss)
+        return self
+
+    @model_validator(mode="after")
     def _the_reward_model_fits(self) -> Self:
         if self.reward_model is None:
             return self
+        if self.run.sharding != "none":
+            raise ValueError("reward_model is held whole by every process; set run.sharding to none")
         if self.source != "policy":
             raise ValueError(
                 f"reward_model learns from answers of the policy; with rollout.source {self.source} remove it"

@@ -64,8 +64,7 @@ def train(config: GrpoConfig, *, console: Console | None = None) -> RunFolder:
         run.begin(config, prepared.notes)
         base_model = prepared.engine.policy.base_fingerprint()  # reads all weights, so once
         result, fault_count = _learn(config, prepared, base_model, scorer, reward_model, progress, run)
-        if run.runtime.is_main:
-            prepared.engine.policy.save(folder.adapter)
+        prepared.engine.policy.save(folder.adapter, writes=run.runtime.is_main)
         judged = before_and_after(config, prepared, scorer, folder=folder)
         if run.runtime.is_main:
             _draw_curve(folder)

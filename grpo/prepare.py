@@ -40,6 +40,7 @@ def prepare(config: GrpoConfig, scorer: Scorer, runtime: Runtime, faults: FaultL
         seed=config.run.seed,
         device=runtime.device,
         keep_base=config.steps_run_base,
+        mesh=runtime.mesh,
     )
     data = config.data
     encoder = make_encoder(policy, config)
@@ -55,7 +56,7 @@ def prepare(config: GrpoConfig, scorer: Scorer, runtime: Runtime, faults: FaultL
     check_positions(policy, [*train, *heldout], config)
     everything = (*train, *heldout)
     scorer.check_rows([prompt.row for prompt in everything], [prompt.key for prompt in everything])
-    engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast)
+    engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast, keep_step=runtime.keep_step)
     notes = [f"{part}: {line}" for part, report in reports.items() for line in report.lines()]
     notes += [*engine.notices, *precision_doubts(config.model, config.lora)]
     notes += doubts(config)

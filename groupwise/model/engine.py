@@ -18,10 +18,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from groupwise.batch import GroupBatch, pack, split_by_tokens, unpack_tokens
+from groupwise.errors import UserError
 from groupwise.groups import Completion, Group, NotFinite
 from groupwise.model.attention import IMPLEMENTATION, RowLayout
 from groupwise.model.head import Reference, log_collision, rounding
 from groupwise.model.policy import Policy
+from groupwise.model.sharding import Pass
 
 Method = Literal["shared", "repeat"]
 Extra = Literal["entropy_gradient", "kl", "collision"]
@@ -42,6 +44,9 @@ class TokenScores:
     log_collision_T: Tensor | None = None
 
 
+_SMALLEST = pack([Group(key="", prompt_ids=(0,), completions=(Completion(token_ids=(0,), finished=False, score=0.0),))])
+
+
 class LogprobEngine:
     """Scores packed batches under the active network of a policy.
 
@@ -55,8 +60,11 @@ class LogprobEngine:
         method: Literal["auto", "shared", "repeat"] = "auto",
         *,
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        keep_step: Callable[[Callable[[Pass], None]], Callable[[Pass], None]] | None = None,
     ) -> None:
+        """`keep_step` is the runtime's, for a policy whose layers are spread over processes."""
         self.policy = policy
+        self._announce = keep_step(self._run_empty) if keep_step is not None and policy.sharded else None
         self.autocast = autocast
         self.notices: list[str] = []
         if policy.head_error is not None:
@@ -71,6 +79,8 @@ class LogprobEngine:
                 self.method = "shared"
                 return
             policy.use_attention(own)
+            if policy.sharded:
+                raise UserError(f"run.sharding: this model cannot share prompts ({reason}); set it to none")
             if method == "shared":
                 raise RuntimeError(f"this model cannot share prompts: {reason}")
             self.notices.append(f"prompts are not shared, each completion runs alone (slower): {reason}")
@@ -161,9 +171,19 @@ class LogprobEngine:
     def _run(self, input_ids: Tensor, **layout: Any) -> Tensor:
         """Outputs of one row: hidden states [length, D], or logits [length, V] where the head is not ours."""
         model = self.policy.active
+        if self._announce is not None:
+            self._announce((model is not self.policy.model, torch.is_grad_enabled()))
         if self.policy.head_error is None:
             return model.base_model(input_ids=input_ids[None], use_cache=False, **layout).last_hidden_state[0]
         return model(input_ids=input_ids[None], use_cache=False, **layout).logits[0]
+
+    def _run_empty(self, kind: Pass) -> None:
+        """A pass over one made-up token, for other processes' sake; its gradients are 0."""
+        frozen, backward = kind
+        with self.policy.base() if frozen else contextlib.nullcontext(), torch.set_grad_enabled(backward):
+            output = self._states(_SMALLEST.to(self.policy.device), self.method)
+            if backward:
+                (output.sum() * 0).backward()
 
     def _check_windows(self, layout: RowLayout) -> None:
         """A window that lives only in masks we never see would be right on short rows and wrong on long ones."""

@@ -24,6 +24,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -31,6 +32,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from groupwise.errors import UserError
 from groupwise.model.head import OutputHead, head_error
 from groupwise.model.heap import return_what_is_freed
+from groupwise.model.sharding import gathered, shard, whole_tensor
 from groupwise.sections import LoraSection, ModelSection
 
 _REFERENCE = "reference.safetensors"
@@ -73,6 +75,7 @@ class Policy:
             model.requires_grad_(True)
         else:
             self._peft = _add_adapter(model, lora, seed)
+        self.sharded = False  # whether layers are spread over processes
         self._in_base = False
         self._moved: dict[str, Tensor] | None = None  # trained weights of a reference that left the base
         self._in_moved = False
@@ -92,23 +95,37 @@ class Policy:
         seed: int,
         device: torch.device | str,
         keep_base: bool = True,
+        mesh: DeviceMesh | None = None,
     ) -> "Policy":
         """Load model and tokenizer from a folder or the hub.
 
         Without LoRA a frozen copy of the base is held, or, `keep_base` being False, loaded whenever it is asked for.
+        With a `mesh` the layers are spread over its processes, one after the other, before the rest goes to the device.
         Raises UserError when the path holds no model, or when its weights are not safetensors.
         """
         tokenizer = _load_tokenizer(section)
         model = load_network(section)
-        cast(nn.Module, model).to(device)
-        return cls(
+        if mesh is None:
+            cast(nn.Module, model).to(device)
+        policy = cls(
             model,
             tokenizer,
             lora=lora,
             seed=seed,
             gradient_checkpointing=section.gradient_checkpointing,
-            base_file=None if keep_base else section,
+            base_file=None if keep_base or mesh is not None else section,
         )
+        if mesh is not None:
+            policy._shard(mesh, device)
+        return policy
+
+    def _shard(self, mesh: DeviceMesh, device: torch.device | str) -> None:
+        self._base_hash = self.base_fingerprint()
+        for network in self.networks():
+            adapter = () if self._peft is None else self.trainable().values()
+            shard(network, mesh, whole=adapter)
+            cast(nn.Module, network).to(device)
+        self.sharded = True
 
     @property
     def active(self) -> PreTrainedModel:
@@ -280,19 +297,20 @@ class Policy:
         away, so the side paths stay and weights are only cast once instead of at every token. Base weights are never
         written.
         """
-        head = self.active.get_output_embeddings()
-        swapped: list[tuple[nn.Module, str, nn.Module]] = []
-        for parent in list(self.active.modules()):
-            for name, child in list(parent.named_children()):
-                other = self._fast_twin(child, precision)
-                if other is not None and child is not head:
-                    swapped.append((parent, name, child))
-                    setattr(parent, name, other)
-        try:
-            yield
-        finally:
-            for parent, name, child in swapped:
-                setattr(parent, name, child)
+        with gathered(self.active) if self.sharded else contextlib.nullcontext():
+            head = self.active.get_output_embeddings()
+            swapped: list[tuple[nn.Module, str, nn.Module]] = []
+            for parent in list(self.active.modules()):
+                for name, child in list(parent.named_children()):
+                    other = self._fast_twin(child, precision)
+                    if other is not None and child is not head:
+                        swapped.append((parent, name, child))
+                        setattr(parent, name, other)
+            try:
+                yield
+            finally:
+                for parent, name, child in swapped:
+                    setattr(parent, name, child)
 
     def _fast_twin(self, layer: nn.Module, precision: torch.dtype | None) -> nn.Module | None:
         """What stands in for a layer while sampling, or None where it stays."""
@@ -339,11 +357,16 @@ class Policy:
         """SHA-256 over the base as it is in memory: configuration, and names, dtypes and bytes of weights."""
         return self._base_hash or _fingerprint(self._frozen or self.model)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, writes: bool = True) -> None:
         """Write what was trained, a PEFT adapter or the whole model, with the tokenizer; same weights, same bytes.
 
-        Raises UserError when the disk does not take it.
+        Where layers are spread over processes all of them call, and one `writes`. Raises UserError when the disk does
+        not take it.
         """
+        spread = self.sharded and self._peft is None
+        whole = {k: whole_tensor(v) for k, v in self.model.state_dict().items()} if spread else None
+        if not writes:
+            return
         try:
             if self._peft is not None:
                 self._peft.save_pretrained(str(folder), safe_serialization=True)
@@ -353,7 +376,7 @@ class Policy:
                 config["target_modules"] = sorted(config["target_modules"])
                 config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
             else:
-                self.model.save_pretrained(str(folder), safe_serialization=True)
+                self.model.save_pretrained(str(folder), safe_serialization=True, state_dict=whole)
             self.tokenizer.save_pretrained(str(folder))
         except (OSError, SafetensorError) as error:
             raise UserError(

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from groupwise.errors import UserError
+from groupwise.model.sharding import like, whole_tensor
 
 MANIFEST = "manifest.json"
 _OWN_FILES = ("weights.safetensors", "optimizer.safetensors", "generators.safetensors", "state.json")
@@ -58,17 +59,23 @@ def save_checkpoint(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     more: Callable[[Path], None] | None = None,
+    writes: bool = True,
 ) -> Path:
     """Write `folder/step-000100` and return it; a checkpoint of that step that is already there is replaced.
 
-    `more` is called with the folder and may write files of its own into it.
+    `more` is called with the folder and may write files of its own into it. Where weights are spread over processes all
+    of them must call, and one `writes`.
     """
     target = folder / step_name(position.step)
+    weights = {name: _on_disk(p) for name, p in parameters.items()}
+    moments = _optimizer_tensors(optimizer, list(parameters))
+    if not writes:
+        return target
     aside = folder / f".writing-{target.name}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items()}, aside / "weights.safetensors")
-    save_file(_optimizer_tensors(optimizer, list(parameters)), aside / "optimizer.safetensors")
+    save_file(weights, aside / "weights.safetensors")
+    save_file(moments, aside / "optimizer.safetensors")
     save_file(_generator_states(), aside / "generators.safetensors")
     state = {**dataclasses.asdict(position), "python_random": _jsonable(random.getstate())}
     (aside / "state.json").write_text(json.dumps(state, indent=2) + "\n")
@@ -94,7 +101,7 @@ def load_checkpoint(
     """
     try:
         load_weights(checkpoint, parameters)
-        _restore_optimizer(optimizer, list(parameters), load_file(checkpoint / "optimizer.safetensors"))
+        _restore_optimizer(optimizer, parameters, load_file(checkpoint / "optimizer.safetensors"))
         state = json.loads((checkpoint / "state.json").read_text())
         _restore_generators(load_file(checkpoint / "generators.safetensors"), state["python_random"])
         return Position(**{field.name: state[field.name] for field in dataclasses.fields(Position)})
@@ -112,7 +119,7 @@ def load_weights(checkpoint: Path, parameters: Mapping[str, nn.Parameter]) -> No
         raise ValueError("it holds other parameters than this model trains")
     with torch.no_grad():
         for name, p in parameters.items():
-            p.copy_(weights[name])
+            p.copy_(like(weights[name], p))
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -181,18 +188,26 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -
     """Optimizer state as `parameter/quantity` tensors."""
     state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
     return {
-        f"{names[index]}/{quantity}": torch.as_tensor(value).detach().cpu().contiguous()
+        f"{names[index]}/{quantity}": _on_disk(torch.as_tensor(value))
         for index, quantities in state.items()
         for quantity, value in quantities.items()
     }
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
-    index_of = {name: index for index, name in enumerate(names)}
+def _on_disk(value: Tensor) -> Tensor:
+    """All of a tensor, as files hold it."""
+    return whole_tensor(value.detach()).cpu().contiguous()
+
+
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
+    index_of = {name: index for index, name in enumerate(parameters)}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, quantity = key.rsplit("/", 1)
-        state.setdefault(index_of[name], {})[quantity] = value
+        p = parameters[name]
+        state.setdefault(index_of[name], {})[quantity] = like(value, p) if value.shape == p.shape else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

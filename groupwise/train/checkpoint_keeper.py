@@ -3,6 +3,7 @@
 Knows nothing about what is in a checkpoint (checkpoint.py), nor about what makes one the best.
 """
 
+import functools
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -77,15 +78,23 @@ class CheckpointKeeper:
         """Delete what is too old, and what interrupted saves left; `best` is the step that stays whatever its age."""
         delete_old(self._folder, self._keep, best=best)
 
-    def save(self, position: Position) -> bool:
-        """Write a checkpoint and delete what is too old; says so and returns False when the disk does not take it."""
+    def save(self, position: Position, *, writes: bool = True) -> bool:
+        """Write a checkpoint and delete what is too old; says so and returns False when the disk does not take it.
+
+        Where weights are spread over processes all of them call, and one `writes`.
+        """
+        save = functools.partial(
+            save_checkpoint, self._folder, position, parameters=self._parameters, optimizer=self._optimizer
+        )
+        if not writes:
+            save(writes=False)
+            return True
         free = shutil.disk_usage(self._folder).free
         if free < self.bytes_each:
+            save(writes=False)  # others may be waiting for this process's part
             return self._failed(position, f"{size_text(free)} are free, {size_text(self.bytes_each)} are needed")
         try:
-            save_checkpoint(
-                self._folder, position, parameters=self._parameters, optimizer=self._optimizer, more=self._more
-            )
+            save(more=self._more)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(self._folder / f".writing-step-{position.step:06d}", ignore_errors=True)
             return self._failed(position, str(error))

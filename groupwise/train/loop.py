@@ -214,14 +214,13 @@ def fit(
                 progress.step(done, values)
                 if judged is not None:
                     evaluated()
-                due = run.checkpoint_every and done % run.checkpoint_every == 0
-                if done == total or due or position.best_step == done or stopped:
-                    offsets = {
-                        "metrics": metrics.sync(),
-                        "transcripts": transcripts.sync(),
-                        "heldout": heldout.sync(),
-                    }
-                    keeper.save(replace(position, identity=identity, offsets=offsets))
+            due = run.checkpoint_every and done % run.checkpoint_every == 0
+            if (done == total or due or position.best_step == done or stopped) and (
+                runtime.is_main or engine.policy.sharded
+            ):
+                files = {"metrics": metrics, "transcripts": transcripts, "heldout": heldout}
+                offsets = {name: file.sync() for name, file in files.items()} if runtime.is_main else {}
+                keeper.save(replace(position, identity=identity, offsets=offsets), writes=runtime.is_main)
             runtime.wait()
             if stopped and done < total:
                 raise Interrupted(

@@ -10,9 +10,10 @@ from filelock import BaseFileLock, FileLock, Timeout
 from rich.console import Console
 
 from groupwise.config import Section
-from groupwise.errors import UserError, printable
+from groupwise.errors import RunStopped, UserError, printable
 from groupwise.model.policy import Policy
 from groupwise.sections import RunSection
+from groupwise.train.checkpoint import newest_complete
 from groupwise.train.run_folder import RunFolder
 from groupwise.train.runtime import Runtime
 
@@ -38,6 +39,13 @@ class Run:
     ) -> None:
         for lock in self.locks:
             lock.release()
+        if error is not None and self.runtime.lost_contact(error):
+            newest = newest_complete(self.folder.checkpoints)[0]
+            raise RunStopped(
+                f"another process of this run has ended, or cannot be reached ({str(error).splitlines()[0]}); the "
+                f"newest checkpoint is {newest or 'none'}; look for what the other process said, then start the same "
+                "command again"
+            ) from error
         self.runtime.close()
 
     def begin(self, config: Section, notes: Sequence[str]) -> None:
@@ -88,7 +96,11 @@ def open_run(config: Section, section: RunSection, folder: RunFolder, console: C
         say(console, f"{folder.path} is finished; a new run needs another --run.name")
         return None
     runtime = Runtime(
-        mixed_precision=section.mixed_precision, trackers=section.trackers, folder=folder.path, seed=section.seed
+        mixed_precision=section.mixed_precision,
+        trackers=section.trackers,
+        folder=folder.path,
+        seed=section.seed,
+        sharding=section.sharding,
     )
     return Run(folder, runtime, console if runtime.is_main else Console(quiet=True))
 

@@ -11,15 +11,19 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from groupwise.errors import UserError
 from groupwise.groups import NotFinite
+from groupwise.model.sharding import Pass
+from groupwise.train.lockstep import Lockstep
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,8 +39,11 @@ class Runtime:
         trackers: Sequence[str] = (),
         folder: Path | None = None,
         seed: int | None = None,
+        sharding: Literal["none", "fsdp2"] = "none",
     ) -> None:
-        """`seed` sets the global generators: nothing of ours draws from them, but a model may."""
+        """`sharding` spreads the layers of policies that are loaded onto `mesh`; with one process it does nothing.
+
+        `seed` sets the global generators: nothing of ours draws from them, but a model may."""
         if seed is not None:
             set_seed(seed)
         missing = [name for name in trackers if importlib.util.find_spec(name) is None]
@@ -49,6 +56,8 @@ class Runtime:
             log_with=list(trackers) or None,
             project_dir=str(folder) if folder is not None else None,
         )
+        self._lockstep: Lockstep | None = None
+        self._sharding = sharding
         self._tracks = bool(trackers)
         self._name = folder.name if folder is not None else "run"
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and self._accelerator.num_processes == 1:
@@ -68,6 +77,31 @@ class Runtime:
     @property
     def is_main(self) -> bool:
         return self._accelerator.is_main_process
+
+    @property
+    def mesh(self) -> DeviceMesh | None:
+        """What layers are to be spread over; None where each process holds them whole."""
+        if self._sharding == "none" or self.processes == 1:
+            return None
+        return init_device_mesh(self.device.type, (self.processes,))
+
+    def keep_step(self, empty: Callable[[Pass], None]) -> Callable[[Pass], None]:
+        """Forward passes need all processes from now on; returns what to call before each.
+
+        `empty` runs a pass of the given kind that has no effect.
+        """
+        self._lockstep = Lockstep(self._most, empty)
+        return self._lockstep.announce
+
+    def settle(self) -> None:
+        """Return when no process has a forward pass left to run in this part of the work."""
+        if self._lockstep is not None:
+            self._lockstep.settle()
+
+    def _most(self, number: int) -> int:
+        value = torch.tensor(number, device=self.device)
+        torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
+        return int(value.item())
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision that forward passes run in."""
@@ -128,6 +162,7 @@ class Runtime:
             result = deed()
         except NotFinite as fault:
             faults.append(fault)
+        self.settle()
         if self.any(bool(faults)):
             what = self.gather([fault.what for fault in faults])[0]
             raise NotFinite(what, self.gather([group for fault in faults for group in fault.groups]))
@@ -137,11 +172,18 @@ class Runtime:
         """Give every process the summed gradient; a parameter that got none counts as zero."""
         if self.processes == 1:
             return
-        trained = list(parameters)
+        trained = [p for p in parameters if not isinstance(p, DTensor)]  # the others' are summed as they come
         parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in trained]
         flat = self.sum(torch.cat([part.flatten() for part in parts]))
         for p, part in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
             p.grad = part.view_as(p).clone()
+
+    def lost_contact(self, error: BaseException) -> bool:
+        """Whether an error is that of an exchange with another process that is not there any more."""
+        if self.processes == 1 or not isinstance(error, RuntimeError):
+            return False
+        backends = isinstance(error, torch.distributed.DistBackendError | torch.distributed.DistNetworkError)
+        return backends or "gloo" in str(error).lower()
 
     def wait(self) -> None:
         """Return when all processes are here."""

@@ -12,6 +12,7 @@ from torch import nn
 from groupwise.batch import pack, split_by_tokens
 from groupwise.groups import Group, NotFinite, forward_tokens
 from groupwise.model.engine import LogprobEngine
+from groupwise.model.sharding import by_layout, total_norm
 from groupwise.observe.metrics import MetricSums
 from groupwise.train.clock import PhaseClock
 from groupwise.train.objective import Objective, StepTotals
@@ -45,8 +46,7 @@ def accumulate_gradient(
         loss_sum = objective.loss_sum(batch, scores, sums)
         # A log-ratio of infinity can have a loss of 0, so the loss alone does not tell.
         if not (torch.isfinite(loss_sum) & torch.isfinite(scores.logp_T).all()):
-            bad += part
-            continue
+            bad += part  # its backward pass is run all the same: others may wait for it
         if clock is not None:
             clock.lap("forward")
         (loss_sum / denominator).backward()
@@ -54,6 +54,7 @@ def accumulate_gradient(
             clock.lap("backward")
         sums.add("loss", loss_sum, 0)
         sums.add("entropy", scores.entropy_T.sum(), batch.n_tokens)
+    runtime.settle()
     if runtime.any(bool(bad)):
         raise NotFinite("loss or log-probs are", _culprits(objective, bad, engine, runtime))
     runtime.sum_gradients(engine.policy.trainable().values())
@@ -83,11 +84,12 @@ def optimizer_step(
     sums = accumulate_gradient(
         objective, groups, engine=engine, runtime=runtime, tokens_per_forward=tokens_per_forward, clock=clock
     )
-    norm = nn.utils.get_total_norm([p.grad for p in parameters.values() if p.grad is not None])
+    norm = total_norm([p.grad for p in parameters.values() if p.grad is not None])
     if not torch.isfinite(norm):
         raise NotFinite("the gradient is", _culprits(objective, runtime.part(groups, forward_tokens), engine, runtime))
     if max_grad_norm is not None:
-        nn.utils.clip_grads_with_norm_(parameters.values(), max_grad_norm, norm)
+        for part in by_layout(parameters.values()):
+            nn.utils.clip_grads_with_norm_(part, max_grad_norm, norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     totals = StepTotals.of(groups)
@@ -107,6 +109,9 @@ def optimizer_step(
 def _culprits(objective: Objective, suspects: Sequence[Group], engine: LogprobEngine, runtime: Runtime) -> list[Group]:
     """Of all processes' suspects those that are not finite on their own, all where none is; clears gradients."""
     found = [group for group in suspects if not _is_finite_alone(objective, group, engine, runtime)]
+    runtime.settle()
+    for p in engine.policy.trainable().values():
+        p.grad = None
     return runtime.gather(found if runtime.any(bool(found)) else suspects)
 
 

@@ -29,16 +29,23 @@ eval: {every: 0, samples_per_prompt: 2, threshold: 0.5}
 """
 
 
-def run_processes(count: int, arguments: list[str], *, exit_code: int = 0) -> str:
-    """Start a program in several processes as `accelerate launch --cpu` does, one thread each; what they print."""
+GRADIENTS = [
+    ("none", "adapter"),
+    *(pytest.param("fsdp2", trained, marks=pytest.mark.distributed) for trained in ("adapter", "full", "recomputed")),
+    pytest.param("none", "full", marks=pytest.mark.distributed),
+]
+
+
+def start_processes(count: int, arguments: list[str]) -> list[subprocess.Popen[str]]:
+    """Start a program in several processes as torchrun does, one thread each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = os.environ | {
-        "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "WORLD_SIZE": str(count),
+        "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
-    started = [
+    return [
         subprocess.Popen(
             [sys.executable, *arguments],
             cwd=ROOT,
@@ -49,16 +56,27 @@ def run_processes(count: int, arguments: list[str], *, exit_code: int = 0) -> st
         )
         for rank in range(count)
     ]
+
+
+def run_processes(count: int, arguments: list[str], *, exit_code: int = 0) -> str:
+    """Start them and wait for the end; what they print."""
+    started = start_processes(count, arguments)
     outputs = [process.communicate(timeout=240)[0] for process in started]
     assert [process.returncode for process in started] == [exit_code] * count, "\n".join(outputs)
     return "\n".join(outputs)
 
 
-def test_the_gradient_of_a_step_is_the_same_for_every_objective(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sharding", "trained"), GRADIENTS)
+def test_the_gradient_of_a_step_is_the_same_for_every_objective(
+    tiny_model: Path, tmp_path: Path, sharding: str, trained: str
+) -> None:
     """Each process once divided by its own count; half the groups then weighed as much as all of them."""
-    for count in (1, 2):
-        (tmp_path / str(count)).mkdir()
-        run_processes(count, ["tests/train/process_gradient.py", str(tiny_model), str(tmp_path / str(count))])
+    for count, kind, tokens in ((1, "none", 1000), (2, sharding, 100)):
+        out = tmp_path / str(count)
+        out.mkdir()
+        run_processes(
+            count, ["tests/train/process_gradient.py", str(tiny_model), str(out), kind, trained, str(tokens)]
+        )
     files = sorted((tmp_path / "1").iterdir())
     assert len(files) == len(relative.CHOICES) + len(preference.NAMES)
     for file in files:

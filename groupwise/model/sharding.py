@@ -1,0 +1,103 @@
+"""Weights spread over processes (FSDP2): each holds a part of every layer and gathers a layer's whole when it runs.
+
+Only the repeated layers are spread, for they are nearly all of a model; embeddings, the output head and adapters stay
+whole everywhere, so that log-probs are computed, and adapters trained and saved, as ever. Gradients of spread weights
+are summed, not averaged. Knows nothing about losses or data.
+"""
+
+import contextlib
+from collections.abc import Generator, Iterable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from groupwise.errors import UserError
+
+Pass = tuple[bool, bool]
+"""Of a forward pass: whether it runs the frozen copy, and whether a backward pass follows."""
+
+
+def shard(network: PreTrainedModel, mesh: DeviceMesh, *, whole: Iterable[nn.Parameter]) -> None:
+    """Spread the repeated layers over the mesh, each onto its device; `whole` are parameters of them that stay whole.
+
+    Raises UserError for a network whose layers cannot be told.
+    """
+    layers = [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise UserError("run.sharding: the layers of this model cannot be told apart; set it to none")
+    inside = {id(p) for layer in layers for p in layer.parameters()}
+    if any(id(p) in inside for name, p in network.named_parameters() if not _in_layer(name, network, layers)):
+        raise UserError("run.sharding: layers of this model share weights with what is outside of them; set it to none")
+    ignored = set(whole)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=ignored)
+    outside = {p for p in network.parameters() if id(p) not in inside}
+    fully_shard(_root(network), mesh=mesh, ignored_params=ignored | outside)
+    for module in _shards(network):
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+
+
+@contextlib.contextmanager
+def gathered(network: PreTrainedModel) -> Generator[None, None, None]:
+    """Inside, every process holds all weights, and forward passes need nobody else. Every process enters and leaves."""
+    modules = list(_shards(network))
+    for module in modules:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.reshard()
+            module.set_reshard_after_forward(module is not _root(network), recurse=False)
+
+
+def whole_tensor(value: Tensor) -> Tensor:
+    """All of a tensor, of which this process may hold a part. Every process asks for the same ones in one order."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def like(value: Tensor, target: Tensor) -> Tensor:
+    """A whole tensor as this process holds `target`: as it is, or the part of it that is this process's."""
+    if not isinstance(target, DTensor):
+        return value
+    there = value.to(target.device)
+    return distribute_tensor(there, target.device_mesh, target.placements, src_data_rank=None)
+
+
+def by_layout(tensors: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Those that each process holds whole, and those of which it holds a part: no operation takes both at once."""
+    every = list(tensors)
+    return [t for t in every if not isinstance(t, DTensor)], [t for t in every if isinstance(t, DTensor)]
+
+
+def total_norm(gradients: Iterable[Tensor]) -> Tensor:
+    """The norm over all gradients, of which some may be spread over processes and the others are the same on each."""
+    norms = [whole_tensor(torch.linalg.vector_norm(gradient)) for gradient in gradients]
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+def _shards(network: nn.Module) -> Generator[FSDPModule, None, None]:
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            yield module
+
+
+def _root(network: PreTrainedModel) -> nn.Module:
+    """What a forward pass calls: the network under its output head."""
+    return cast(nn.Module, network.base_model)
+
+
+def _in_layer(name: str, network: nn.Module, layers: list[GradientCheckpointingLayer]) -> bool:
+    """Whether a parameter of this name lies in one of the layers."""
+    parts = name.split(".")
+    owners = {".".join(parts[:depth]) for depth in range(1, len(parts))}
+    found = {id(layer) for layer in layers}
+    return any(id(network.get_submodule(owner)) in found for owner in owners)

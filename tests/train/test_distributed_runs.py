@@ -1,0 +1,159 @@
+"""Whole runs in two processes, replicated and sharded, adapters and all weights: equal to one, and continued."""
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.train.test_processes import run_processes, start_processes
+
+pytestmark = pytest.mark.distributed
+COMMON = """
+model: {path: MODEL}
+lora: LORA
+optimizer: {learning_rate: RATE, warmup_steps: 1}
+run: {name: run, folder: RUNS, groups_per_step: 5, tokens_per_forward: 300, checkpoint_every: 1, keep_checkpoints: 9,
+      sharding: SHARDING, transcripts_groups: 5, adapter_from: last}
+"""
+METHODS = {
+    "grpo": """
+data: {train: [DATA/prompts.jsonl], heldout_prompts: 3}
+rewards: [{name: length, options: {unit: characters, scale: 20}}]
+sampling: {max_new_tokens: 5}
+rollout: {completions_per_prompt: 3}
+steps: 4
+eval: {every: 2, samples_per_prompt: 2, threshold: 0.5}
+""",
+    "dpo": """
+data: {train: [DATA/pairs.jsonl], heldout_groups: 5}
+loss: {beta: 0.5}
+sampling: {max_new_tokens: 5}
+eval: {every: 2, prompts: 4}
+""",
+}
+KINDS = [
+    (method, sharding, lora) for method in METHODS for sharding in ("none", "fsdp2") for lora in ("adapter", "full")
+]
+
+
+class Site:
+    """Data of one test, and commands that learn from it."""
+
+    def __init__(self, folder: Path, model: Path, method: str, sharding: str, trained: str) -> None:
+        self.folder, self.method = folder, method
+        rows = [{"prompt": f"We saw film number {i}.", "chosen": f" A lovely film{i % 7 * ' indeed'}.",
+                 "rejected": " A dull film."} for i in range(25)]  # fmt: skip
+        for name in ("prompts", "pairs"):
+            keys = ("prompt",) if name == "prompts" else ("prompt", "chosen", "rejected")
+            lines = (json.dumps({key: row[key] for key in keys}) + "\n" for row in rows)
+            (folder / f"{name}.jsonl").write_text("".join(lines))
+        self._text = COMMON + METHODS[method]
+        lora, rate = ("{rank: 4}", "1.0e-2") if trained == "adapter" else ("null", "1.0e-3")
+        values = {"MODEL": model, "DATA": folder, "SHARDING": sharding, "LORA": lora, "RATE": rate}
+        for name, value in values.items():
+            self._text = self._text.replace(name, str(value))
+
+    def command(self, runs: str) -> list[str]:
+        config = self.folder / f"{runs}.yaml"
+        config.write_text(self._text.replace("RUNS", str(self.folder / runs)))
+        return [f"{self.method}/train_{self.method}.py", "--config", str(config)]
+
+    def run(self, runs: str, processes: int) -> Path:
+        """The folder of a run that is trained, or continued, to its end."""
+        run_processes(processes, self.command(runs))
+        return self.folder / runs / "run"
+
+    def killed(self, runs: str, processes: int) -> Path:
+        """The folder of a run whose processes were killed after their second step."""
+        started = start_processes(processes, self.command(runs))
+        run = self.folder / runs / "run"
+        wait_for(run / "checkpoints" / "step-000002" / "manifest.json")
+        for process in started:
+            process.kill()
+        for process in started:
+            process.communicate(timeout=60)
+        assert not (run / "summary.json").is_file(), "it was over before it was killed"
+        return run
+
+
+def wait_for(file: Path) -> None:
+    for _ in range(2400):
+        if file.is_file():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{file} did not come")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    (file,) = (run / "adapter").glob("*model.safetensors")
+    return load_file(file)
+
+
+def what_was_seen(run: Path) -> list[tuple[Any, ...]]:
+    """Keys and completions of every step's groups, in order."""
+    rows = [json.loads(line) for line in (run / "transcripts.jsonl").read_text().splitlines()]
+    return [(row["step"], row["key"], row["completions"]) for row in rows]
+
+
+def assert_equal_to_rounding(one: Path, other: Path) -> None:
+    assert what_was_seen(one) == what_was_seen(other)
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.allclose(theirs[name], value, atol=2e-4), name
+    rows = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, other)]
+    for own, their in zip(*rows, strict=True):
+        assert own.keys() == their.keys()
+        for name, value in own.items():
+            if not name.startswith(("time/", "tokens_per_second", "memory/")):
+                assert their[name] == pytest.approx(value, rel=1e-2, abs=2e-3), (own["step"], name)
+    figures = [json.loads((run / "summary.json").read_text()) for run in (one, other)]
+    for part in ("before", "after"):
+        for name, figure in figures[0][part].items():
+            assert figures[1][part][name]["n"] == figure["n"], "every held-out row counts once"
+            assert figures[1][part][name]["value"] == pytest.approx(figure["value"], rel=1e-2, abs=2e-2), name
+
+
+@pytest.mark.parametrize(("method", "sharding", "trained"), KINDS)
+def test_two_processes_learn_what_one_learns(
+    tiny_model: Path, tmp_path: Path, method: str, sharding: str, trained: str
+) -> None:
+    site = Site(tmp_path, tiny_model, method, sharding, trained)
+    assert_equal_to_rounding(site.run("one", 1), site.run("two", 2))
+
+
+@pytest.mark.parametrize(("method", "sharding", "trained"), KINDS)
+def test_a_killed_run_goes_on_with_the_same_or_another_number_of_processes(
+    tiny_model: Path, tmp_path: Path, method: str, sharding: str, trained: str
+) -> None:
+    site = Site(tmp_path, tiny_model, method, sharding, trained)
+    straight = site.run("straight", 2)
+    site.killed("same", 2)
+    again = site.run("same", 2)
+    assert what_was_seen(straight) == what_was_seen(again)
+    for name, value in weights(straight).items():
+        assert torch.equal(weights(again)[name], value), f"{name}: the same number of processes gives the same bytes"
+    for runs, before, after in (("fewer", 2, 1), ("more", 1, 2)):
+        site.killed(runs, before)
+        assert_equal_to_rounding(straight, site.run(runs, after))
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_a_process_that_dies_ends_the_run_with_a_message_and_a_whole_checkpoint(
+    tiny_model: Path, tmp_path: Path, sharding: str
+) -> None:
+    site = Site(tmp_path, tiny_model, "grpo", sharding, "adapter")
+    first, second = start_processes(2, site.command("runs"))
+    run = tmp_path / "runs" / "run"
+    wait_for(run / "checkpoints" / "step-000002" / "manifest.json")
+    second.send_signal(signal.SIGKILL)
+    said = first.communicate(timeout=60)[0]
+    second.communicate(timeout=60)
+    assert first.returncode == 3, said
+    assert "another process of this run has ended" in said and "step-00000" in said
+    assert_equal_to_rounding(site.run("straight", 2), site.run("runs", 2))
