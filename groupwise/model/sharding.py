@@ -6,6 +6,7 @@ are summed, not averaged. Knows nothing about losses or data.
 """
 
 import contextlib
+import warnings
 from collections.abc import Generator, Iterable
 from typing import cast
 
@@ -34,6 +35,8 @@ def shard(network: PreTrainedModel, mesh: DeviceMesh, *, whole: Iterable[nn.Para
     inside = {id(p) for layer in layers for p in layer.parameters()}
     if any(id(p) in inside for name, p in network.named_parameters() if not _in_layer(name, network, layers)):
         raise UserError("run.sharding: layers of this model share weights with what is outside of them; set it to none")
+    # Outputs are only read, never written into.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
     ignored = set(whole)
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=ignored)
@@ -56,7 +59,7 @@ def gathered(network: PreTrainedModel) -> Generator[None, None, None]:
     finally:
         for module in modules:
             module.reshard()
-            module.set_reshard_after_forward(module is not _root(network), recurse=False)
+            module.set_reshard_after_forward(cast(nn.Module, module) is not _root(network), recurse=False)
 
 
 def whole_tensor(value: Tensor) -> Tensor:
@@ -92,7 +95,7 @@ def _shards(network: nn.Module) -> Generator[FSDPModule, None, None]:
 
 def _root(network: PreTrainedModel) -> nn.Module:
     """What a forward pass calls: the network under its output head."""
-    return cast(nn.Module, network.base_model)
+    return network.base_model
 
 
 def _in_layer(name: str, network: nn.Module, layers: list[GradientCheckpointingLayer]) -> bool:
