@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from groupwise.model.engine import LogprobEngine, sampled_logprobs
 from groupwise.groups import Group
+from groupwise.model.engine import LogprobEngine, sampled_logprobs
 from groupwise.model.sampling import SamplingParams
 from groupwise.servers.answers import Ask, Terms, seed_of
 from groupwise.servers.fingerprint import fixed_text, probe_weights, text_logprobs
@@ -91,9 +91,7 @@ def version_of(engine: LogprobEngine, versions: Versions) -> Version:
 
 def asks_of(engine: LogprobEngine, count: int) -> tuple[list[Ask], Terms]:
     vocabulary = int(engine.policy.model.config.vocab_size)
-    asks = [
-        Ask(prompt_ids=tuple(range(5, 9 + i)), n=3, seed=seed_of(0, i), most_new_tokens=6) for i in range(count)
-    ]
+    asks = [Ask(prompt_ids=tuple(range(5, 9 + i)), n=3, seed=seed_of(0, i), most_new_tokens=6) for i in range(count)]
     return asks, Terms(params=SamplingParams(max_new_tokens=6), end_ids=frozenset([0]), vocabulary=vocabulary)
 
 

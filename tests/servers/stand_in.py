@@ -1,4 +1,4 @@
-"""A stand-in for a vLLM server: its requests and replies, a real model behind them, one process. For tests in seconds."""
+"""A stand-in for a vLLM server: its requests and replies, with a real model behind them, for tests in seconds."""
 
 import json
 import threading
