@@ -1,4 +1,4 @@
-"""The table of faults that servers are made to have, and what must come of each. docs/servers.md holds the same rows."""
+"""The faults that servers are made to have, and what must come of each; docs/servers.md holds the same rows."""
 
 import math
 from collections.abc import Callable
