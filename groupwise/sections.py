@@ -188,6 +188,11 @@ class AlarmsSection(Section):
     silent: float = Field(
         default=0.95, gt=0, lt=1, description="share of groups with equal rewards; healthy runs end at up to 0.9"
     )
+    sampler_gap: float = Field(
+        default=0.05,
+        gt=0,
+        description="nats per token between servers and engine, if it grew by half of this; bfloat16 has 0.01",
+    )
     quiet_steps: int = Field(default=50, ge=1, description="logged steps before the same alarm may be raised again")
 
 

@@ -34,6 +34,7 @@ from grpo.eval import check_names
 from grpo.objective import GrpoObjective
 from grpo.prepare import check_positions, doubts, load_reward_model, make_encoder
 from grpo.reward_model import RewardModel
+from grpo.samplers import look_at_servers
 from grpo.trial import Trial, check_probes, roll_out
 
 
@@ -83,6 +84,9 @@ def _check_rest(config: GrpoConfig, scorer: Scorer | None, report: Report, memor
         return
     engine = LogprobEngine(loaded.policy, config.model.attention, autocast=loaded.runtime.autocast)
     report.notes(engine.notices)
+    if config.sampling.engine == "vllm":
+        with report.part("servers"):
+            report.notes(look_at_servers(config, engine, [*train, *heldout], loaded.runtime))
     trial: Trial | None = None
     if config.source == "data":
         report.ok("the rows' own answers are learned from, so no answers were drawn")

@@ -14,10 +14,10 @@ from groupwise.sections import (
     ReferenceSchedule,
     RewardSection,
     RunSection,
-    SamplingSection,
     ScoringSection,
     check_sharding,
 )
+from groupwise.servers.settings import ServedSamplingSection
 from grpo.presets import PRESETS, SOURCES, unread_keys
 
 Preset = Literal[
@@ -30,6 +30,7 @@ AdvantageBaseline = Literal["group_mean", "leave_one_out", "batch_mean", "none"]
 AdvantageScale = Literal["group_std", "batch_std", "none"]
 KlForm = Literal["k1", "k2", "k3", "exact"]
 KlPlace = Literal["loss", "reward", "reward_per_token"]
+SERVERS_CAP = 2.0  # loss.sampler_cap with servers, as in https://fengyao.notion.site/off-policy-rl
 
 
 class PromptDataSection(Section):
@@ -289,7 +290,7 @@ class GrpoConfig(Section):
     data: PromptDataSection
     rewards: tuple[RewardSection, ...] = Field(min_length=1, description="what scores answers, weighted and summed")
     scoring: ScoringSection = ScoringSection()
-    sampling: SamplingSection = SamplingSection()
+    sampling: ServedSamplingSection = ServedSamplingSection()
     rollout: RolloutSection = RolloutSection()
     reward_model: RewardModelSection | None = None
     loss: GrpoLossSection = GrpoLossSection()
@@ -322,7 +323,7 @@ class GrpoConfig(Section):
                 f"loss.advantage_baseline {loss.advantage_baseline} compares within groups; set it to 2 or more"
             )
         sampling = self.sampling
-        whole = sampling.top_k is None and sampling.top_p == 1 and sampling.min_p == 0
+        whole = sampling.top_k is None and sampling.top_p == 1 and sampling.min_p == 0 and sampling.engine == "builtin"
         if loss.sampler_cap is not None and (self.source == "data" or whole):
             raise ValueError(
                 "loss.sampler_cap weighs tokens that were not drawn from the whole distribution of the policy; here "
@@ -334,6 +335,40 @@ class GrpoConfig(Section):
     def _sharding_fits(self) -> Self:
         check_sharding(self.run, self.lora, self.loss)
         return self
+
+    @model_validator(mode="after")
+    def _servers_are_corrected(self) -> Self:
+        """With servers loss.sampler_cap starts from 2; null, written out, leaves the gap uncorrected."""
+        if self.sampling.engine == "vllm" and "sampler_cap" not in self.loss.model_fields_set:
+            # A default that two sections decide; a configuration is frozen only once it is made.
+            object.__setattr__(self, "loss", self.loss.model_copy(update={"sampler_cap": SERVERS_CAP}))
+        return self
+
+    @model_validator(mode="after")
+    def _the_servers_fit(self) -> Self:
+        if self.sampling.engine == "builtin":
+            return self
+        if self.lora is None:
+            raise ValueError(
+                "sampling.engine vllm hands adapters to the servers, and lora null trains all weights; set lora.rank, "
+                "or sampling.engine to builtin"
+            )
+        if self.source != "policy":
+            raise ValueError(f"sampling.engine vllm samples the policy; with rollout.source {self.source} remove it")
+        if self.sampling.ahead:
+            self._one_update_behind_fits()
+        return self
+
+    def _one_update_behind_fits(self) -> None:
+        """Raise ValueError for what does not go with answers of the update before."""
+        if self.rollout.minibatches * self.rollout.updates > 1:
+            raise ValueError("sampling.ahead is for one update per rollout; set rollout.minibatches and updates to 1")
+        if self.rollout.most_refills:
+            raise ValueError("sampling.ahead asks before anyone knows what is missing; set rollout.most_refills to 0")
+        if self.reward_model is not None:
+            raise ValueError("sampling.ahead does not go with a reward_model that learns; set it to 0")
+        if self.loss.surrogate == "log_prob":
+            raise ValueError("sampling.ahead needs a surrogate with a ratio, which loss.surrogate log_prob has not")
 
     @model_validator(mode="after")
     def _the_reward_model_fits(self) -> Self:

@@ -4,6 +4,7 @@ Knows no file formats (grpo/dataset_utils.py), no formula (grpo/losses/), no sam
 (groupwise/train/).
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from groupwise.config import settings
+from groupwise.model.sampler import Sampler
 from groupwise.observe.alarms import Alarms
 from groupwise.observe.figure import learning_curve
 from groupwise.observe.metrics import read_metrics
@@ -30,6 +32,7 @@ from grpo.prepare import Prepared, load_reward_model, prepare
 from grpo.report import DRIFTING, LEARNING, WATCHED, record
 from grpo.reward_model import RewardModel
 from grpo.rollouts import Rollouts
+from grpo.samplers import make_sampler
 
 HEADLINE = (
     "reward",
@@ -60,10 +63,14 @@ def train(config: GrpoConfig, *, console: Console | None = None) -> RunFolder:
         progress = make_progress(run.console, headline=HEADLINE)
         faults = FaultLog(folder.faults, progress.line, writes=run.runtime.is_main)
         prepared = prepare(config, scorer, run.runtime, faults)
+        sampler, about_servers = make_sampler(
+            config, prepared.engine, prepared.encoder.stop_ids, prepared.train, run.runtime, progress.line
+        )
         reward_model = load_reward_model(config, prepared.engine.policy, run.runtime)
-        run.begin(config, prepared.notes)
+        run.begin(config, [*prepared.notes, *about_servers])
         base_model = prepared.engine.policy.base_fingerprint()  # reads all weights, so once
-        result, fault_count = _learn(config, prepared, base_model, scorer, reward_model, progress, run)
+        with contextlib.closing(sampler):
+            result, fault_count = _learn(config, prepared, base_model, scorer, sampler, reward_model, progress, run)
         prepared.engine.policy.save(folder.adapter, writes=run.runtime.is_main)
         judged = before_and_after(config, prepared, scorer, folder=folder)
         if run.runtime.is_main:
@@ -89,6 +96,7 @@ def _learn(
     prepared: Prepared,
     base_model: str,
     scorer: Scorer,
+    sampler: Sampler,
     reward_model: RewardModel | None,
     progress: Progress,
     run: Run,
@@ -103,6 +111,7 @@ def _learn(
         scorer=scorer,
         runtime=run.runtime,
         faults=prepared.faults,
+        sampler=sampler,
         reward_model=reward_model,
     )
     objective = GrpoObjective(

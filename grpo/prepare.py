@@ -90,6 +90,8 @@ def doubts(config: GrpoConfig) -> list[str]:
         for name, value in PRESETS[config.loss.preset].items()
         if getattr(config.loss, name) != value
     ]
+    if config.sampling.engine == "vllm" and config.loss.sampler_cap is None:
+        found.append("warning: loss.sampler_cap is null: the gap between servers and engine is shown, not corrected")
     if config.optimizer.warmup_steps >= config.steps:
         found.append(
             f"warning: optimizer.warmup_steps {config.optimizer.warmup_steps} is not less than steps {config.steps}: "

@@ -10,17 +10,19 @@ import contextlib
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from groupwise.batch import pack
 from groupwise.data.text import TextEncoder
+from groupwise.errors import RunStopped
 from groupwise.groups import Completion, Group, NotFinite, Unanswered, forward_tokens
 from groupwise.model.engine import LogprobEngine, reference_logprobs
-from groupwise.model.sampling import SamplingParams, UnreadablePrompts, sample_completions
+from groupwise.model.sampler import Answers, BuiltinSampler, Sampler
+from groupwise.model.sampling import SamplingParams, UnreadablePrompts
 from groupwise.rewards.protocol import Answer
 from groupwise.rewards.scorer import Fault, ScoredAnswers, Scorer
 from groupwise.train.group_file import load_groups, save_groups
@@ -36,6 +38,15 @@ from grpo.reward_model import RewardModel
 STATE = "rollout-state.json"
 GROUPS = "rollout-groups"
 JUDGED = "judged-groups"
+AHEAD = "ahead-groups"
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Prompts of this process, numbered, and their answers, which may still be on their way."""
+
+    prompts: list[tuple[int, Prompt]]
+    answers: Answers
 
 
 class Rollouts:
@@ -51,6 +62,7 @@ class Rollouts:
         scorer: Scorer,
         runtime: Runtime,
         faults: FaultLog,
+        sampler: Sampler,
         reward_model: RewardModel | None = None,
     ) -> None:
         """A `reward_model` scores what is learned from; the scorer's rewards then order what it learns from."""
@@ -64,11 +76,13 @@ class Rollouts:
         self._order = EpochOrder(len(prompts), seed=config.run.seed)
         self._asked = 0  # prompts so far, over all epochs
         self._groups: list[Group] = []
+        self._sampler = sampler
+        self._ahead: _Asked | None = None  # the next step's prompts, where they are asked beforehand
         self._reward_model = reward_model
         self._judged: list[Group] = []  # scored by the rewards since the reward model learned from such groups
         self._passed_over: list[tuple[Group, str]] = []
         self._metrics: dict[str, float] = {}
-        self._to_check = 2  # rollouts whose log-probs are compared with the engine's
+        self._to_check = 2 if sampler.exact else 0  # rollouts whose log-probs are compared with the engine's
         self._silent_rollouts = 0
         self._faults = 0  # of rewards, over all processes
 
@@ -96,7 +110,12 @@ class Rollouts:
         return self._metrics
 
     def save(self, folder: Path) -> None:
-        state = {"asked": self._asked, "silent_rollouts": self._silent_rollouts, "faults": self._faults}
+        ahead = self._save_ahead(folder)
+        state = {
+            "asked": self._asked - (0 if self._ahead is None or ahead else len(self._ahead.prompts)),
+            "silent_rollouts": self._silent_rollouts,
+            "faults": self._faults,
+        }
         (folder / STATE).write_text(json.dumps(state) + "\n")
         save_groups(self._groups, folder, GROUPS)
         self._engine.policy.save_reference(folder)
@@ -108,6 +127,7 @@ class Rollouts:
         state = json.loads((folder / STATE).read_text())
         self._asked, self._silent_rollouts, self._faults = state["asked"], state["silent_rollouts"], state["faults"]
         self._groups = load_groups(folder, GROUPS)
+        self._restore_ahead(folder)
         self._engine.policy.restore_reference(folder)
         if self._reward_model is not None:
             self._reward_model.restore(folder)
@@ -117,6 +137,33 @@ class Rollouts:
     def faults(self) -> int:
         """Completions of all rollouts so far that a reward gave no valid score, over all processes."""
         return self._faults
+
+    def _save_ahead(self, folder: Path) -> bool:
+        """Write what was asked beforehand, waiting for it; False where nothing is, or where nobody answered it.
+
+        Such prompts are asked again after a restore, of the policy as it is then.
+        """
+        if self._ahead is None:
+            return False
+        try:
+            drawn = self._ahead.answers()
+        except RunStopped as reason:
+            self._log.say(f"warning: what was sampled ahead is not in this checkpoint: {reason}")
+            return False
+        groups = [
+            Group(key=prompt.key, prompt_ids=prompt.prompt_ids, completions=tuple(own))
+            for (_, prompt), own in zip(self._ahead.prompts, drawn, strict=True)
+        ]
+        save_groups(groups, folder, AHEAD)
+        return True
+
+    def _restore_ahead(self, folder: Path) -> None:
+        """Put back what `_save_ahead` wrote: those prompts are the last that were asked."""
+        if not (folder / f"{AHEAD}.json").is_file():
+            return
+        drawn = [list(group.completions) for group in load_groups(folder, AHEAD)]
+        numbers = range(self._asked - len(drawn), self._asked)
+        self._ahead = _Asked([(number, self._prompts[self._order[number]]) for number in numbers], lambda: drawn)
 
     # --- gathering
 
@@ -129,6 +176,8 @@ class Rollouts:
         scored: list[ScoredGroup] = []
         teaching: list[ScoredGroup] = []
         rounds = 0
+        if self._ahead is None:
+            self._publish(times)
         learned = self._teach_reward_model(step, times)
         judged_before = len(self._judged)
         while True:
@@ -137,6 +186,9 @@ class Rollouts:
             if len(teaching) >= wanted or rounds == config.rollout.most_refills:
                 break
             rounds += 1
+        if config.sampling.ahead and step + 1 < config.steps:
+            self._publish(times)
+            self._ahead = self._ask(wanted)
         used = [one.group for one in teaching if one.group is not None]
         if self._to_check and used and config.source != "data":
             self._check(used[:4])
@@ -153,6 +205,9 @@ class Rollouts:
         self._passed_over = [(one.group, silent) for one in scored if one.group is not None and not one.teaches(loss)]
         self._passed_over += [(group, "all answers were cut") for group in whole if not _uncut(group)]
         self._metrics = {**rollout_metrics(scored, config), **learned, "rollout/refills": rounds, **times}
+        self._metrics |= self._sampler.metrics()
+        if not self._sampler.exact:
+            self._metrics |= sampler_gap(one.group for one in scored if one.group is not None)
         if self._reward_model is not None:
             self._metrics |= _judgement(self._judged[judged_before:], self._metrics)
         if config.rollout.drop_cut:
@@ -161,37 +216,55 @@ class Rollouts:
 
     def _round(self, count: int, times: dict[str, float]) -> list[ScoredGroup]:
         """Answer and score the next `count` prompts; every process does its share, all get everything."""
-        numbers = range(self._asked, self._asked + count)
-        self._asked += count
-        mine = self._runtime.share([(number, self._prompts[self._order[number]]) for number in numbers])
         if self._config.source == "data":
+            mine = self._next_prompts(count)
             return self._runtime.gather([_given(prompt) for _, prompt in mine])
-        of_base = self._config.source == "base"
         started = time.perf_counter()
         with self._answering():
-            drawn = self._runtime.together(
-                lambda: draw_answers(
-                    self._engine,
-                    self._encoder,
-                    [prompt for _, prompt in mine],
-                    n=self._config.rollout.completions_per_prompt,
-                    params=SamplingParams.of(self._config.sampling),
-                    seed=self._config.run.seed,
-                    # The base gives a prompt the same answers in every epoch: they were sampled once.
-                    streams=[self._order[number] if of_base else number for number, _ in mine],
-                )
-            )
+            asked = self._ahead or self._ask(count)
+            self._ahead = None
+            drawn = self._runtime.together(asked.answers)
         times["time/sample_s"] += time.perf_counter() - started
         started = time.perf_counter()
-        scored, faults = score_answers(self._scorer, self._encoder, [prompt for _, prompt in mine], drawn)
-        if self._config.loss.sampler_cap is None:
-            scored = [_without_drawn_logp(one) for one in scored]
+        scored, faults = score_answers(self._scorer, self._encoder, [prompt for _, prompt in asked.prompts], drawn)
         faults = self._runtime.gather(faults)
         self._faults += len(faults)
         self._log.note(faults, phase="train")
         self._scorer.enforce(self._faults, faults)  # on all processes at once
         times["time/score_s"] += time.perf_counter() - started
-        return self._runtime.gather(scored)
+        scored = self._runtime.gather(scored)
+        if self._config.loss.sampler_cap is None and self._sampler.exact:
+            return [_without_drawn_logp(one) for one in scored]
+        return scored
+
+    def _next_prompts(self, count: int) -> list[tuple[int, Prompt]]:
+        """This process's share of the next prompts, numbered."""
+        numbers = range(self._asked, self._asked + count)
+        self._asked += count
+        return self._runtime.share([(number, self._prompts[self._order[number]]) for number in numbers])
+
+    def _ask(self, count: int) -> "_Asked":
+        """Ask this process's share of the next `count` prompts."""
+        mine = self._next_prompts(count)
+        of_base = self._config.source == "base"
+        answers = ask_answers(
+            self._sampler,
+            self._engine.policy.positions,
+            [prompt for _, prompt in mine],
+            n=self._config.rollout.completions_per_prompt,
+            params=SamplingParams.of(self._config.sampling),
+            seed=self._config.run.seed,
+            # The base gives a prompt the same answers in every epoch: they were sampled once.
+            streams=[self._order[number] if of_base else number for number, _ in mine],
+        )
+        return _Asked(mine, answers)
+
+    def _publish(self, times: dict[str, float]) -> None:
+        """Let the policy as it is now answer what is asked from here on."""
+        started = time.perf_counter()
+        self._sampler.publish()
+        if not self._sampler.exact:
+            times["time/publish_s"] = times.get("time/publish_s", 0.0) + time.perf_counter() - started
 
     def _teach_reward_model(self, step: int, times: dict[str, float]) -> dict[str, float]:
         """Before the first step, and then after every so many: let the reward model learn what the rewards said."""
@@ -314,6 +387,36 @@ def _check_reference(engine: LogprobEngine, groups: Sequence[Group]) -> None:
         )
 
 
+def ask_answers(
+    sampler: Sampler,
+    positions: int | None,
+    prompts: Sequence[Prompt],
+    *,
+    n: int,
+    params: SamplingParams,
+    seed: int,
+    streams: Sequence[int],
+) -> Answers:
+    """Ask for completions of every prompt, no longer than `positions`. Fetching raises NotFinite naming prompts."""
+    answers = sampler.ask(
+        [prompt.prompt_ids for prompt in prompts],
+        n=n,
+        params=params,
+        seed=seed,
+        streams=streams,
+        most_new_tokens=None if positions is None else [positions - len(prompt.prompt_ids) for prompt in prompts],
+    )
+
+    def fetched() -> list[list[Completion]]:
+        try:
+            return answers()
+        except UnreadablePrompts as fault:
+            unread = [Unanswered(key=prompts[i].key, prompt_ids=prompts[i].prompt_ids) for i in fault.indices]
+            raise NotFinite(fault.what, unread) from fault
+
+    return fetched
+
+
 def draw_answers(
     engine: LogprobEngine,
     encoder: TextEncoder,
@@ -324,22 +427,9 @@ def draw_answers(
     seed: int,
     streams: Sequence[int],
 ) -> list[list[Completion]]:
-    """Completions of every prompt, no longer than the model has positions. Raises NotFinite naming prompts."""
-    positions = engine.policy.positions
-    try:
-        return sample_completions(
-            engine,
-            [prompt.prompt_ids for prompt in prompts],
-            n=n,
-            params=params,
-            end_ids=encoder.stop_ids,
-            seed=seed,
-            streams=streams,
-            most_new_tokens=None if positions is None else [positions - len(prompt.prompt_ids) for prompt in prompts],
-        )
-    except UnreadablePrompts as fault:
-        unread = [Unanswered(key=prompts[i].key, prompt_ids=prompts[i].prompt_ids) for i in fault.indices]
-        raise NotFinite(fault.what, unread) from fault
+    """Completions of every prompt from the active network. Raises NotFinite naming prompts."""
+    sampler = BuiltinSampler(engine, encoder.stop_ids)
+    return ask_answers(sampler, engine.policy.positions, prompts, n=n, params=params, seed=seed, streams=streams)()
 
 
 def as_answers(
@@ -474,6 +564,33 @@ def _judgement(judged: Sequence[Group], values: Mapping[str, float]) -> dict[str
         "reward_model/score": values["reward"],
         "reward": statistics.fmean(score for group in scores for score in group),
         "reward_std": statistics.fmean(statistics.pstdev(group) for group in scores),
+    }
+
+
+def sampler_gap(groups: Iterable[Group]) -> dict[str, float]:
+    """How far the log-probs that another program drew with are from ours, over tokens, nats.
+
+    Mean and largest size, and the mean of log(pi_sampler / pi_old), an estimate of KL(sampler || engine). With top-k
+    and the like it holds what was cut off as well.
+
+    >>> one = Completion(token_ids=(5, 0), finished=True, score=0.0, sampled_logp=torch.tensor([-1.0, -2.0]),
+    ...     drawn_logp=torch.tensor([-1.5, -1.75]))
+    >>> sampler_gap([Group(key="x:1", prompt_ids=(8,), completions=(one,))])
+    {'sampler/gap': 0.375, 'sampler/gap_largest': 0.5, 'sampler/kl': -0.125}
+    """
+    parts = [
+        c.drawn_logp - c.sampled_logp
+        for group in groups
+        for c in group.completions
+        if c.drawn_logp is not None and c.sampled_logp is not None
+    ]
+    if not parts:
+        return {}
+    gap_T = torch.cat(parts)
+    return {
+        "sampler/gap": gap_T.abs().mean().item(),
+        "sampler/gap_largest": gap_T.abs().max().item(),
+        "sampler/kl": gap_T.mean().item(),
     }
 
 

@@ -224,14 +224,36 @@ def reference_logprobs(
 
     Raises NotFinite naming the groups for which one is not.
     """
-    scored: list[Group] = []
     with engine.policy.reference():
-        for part in split_by_tokens(groups, tokens_per_forward):
-            batch = pack(part).to(engine.policy.device)
-            logp_T = engine.score(batch, temperature=temperature).logp_T.cpu()
-            if not torch.isfinite(logp_T).all():
-                raise NotFinite("reference log-probs are", _not_finite(part, unpack_tokens(batch, logp_T)))
-            scored.extend(with_reference(part, unpack_tokens(batch, logp_T)))
+        return _with_logprobs(engine, groups, "reference", tokens_per_forward, temperature)
+
+
+@torch.no_grad()
+def sampled_logprobs(
+    engine: LogprobEngine, groups: Sequence[Group], *, tokens_per_forward: int, temperature: float = 1.0
+) -> list[Group]:
+    """The same groups with `sampled_logp` of every completion filled in, under the active network.
+
+    For completions that another program drew. Raises NotFinite naming the groups for which one is not.
+    """
+    return _with_logprobs(engine, groups, "sampling", tokens_per_forward, temperature)
+
+
+def _with_logprobs(
+    engine: LogprobEngine,
+    groups: Sequence[Group],
+    what: Literal["reference", "sampling"],
+    tokens_per_forward: int,
+    temperature: float,
+) -> list[Group]:
+    scored: list[Group] = []
+    for part in split_by_tokens(groups, tokens_per_forward):
+        batch = pack(part).to(engine.policy.device)
+        logp_T = engine.score(batch, temperature=temperature).logp_T.cpu()
+        if not torch.isfinite(logp_T).all():
+            raise NotFinite(f"{what} log-probs are", _not_finite(part, unpack_tokens(batch, logp_T)))
+        attach = with_reference if what == "reference" else _with_sampled
+        scored.extend(attach(part, unpack_tokens(batch, logp_T)))
     return scored
 
 
@@ -277,6 +299,15 @@ def with_reference(groups: Sequence[Group], logps: Sequence[Tensor]) -> list[Gro
         group.replace_completions(
             [replace(completion, reference_logp=next(remaining).clone()) for completion in group.completions]
         )
+        for group in groups
+    ]
+
+
+def _with_sampled(groups: Sequence[Group], logps: Sequence[Tensor]) -> list[Group]:
+    """Attach per-token log-probs under the policy that wrote the completions, one tensor per completion in order."""
+    remaining = iter(logps)
+    return [
+        group.replace_completions([replace(c, sampled_logp=next(remaining).clone()) for c in group.completions])
         for group in groups
     ]
 

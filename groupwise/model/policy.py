@@ -326,6 +326,20 @@ class Policy:
         """The active network's output head, or None where its own logits must be used."""
         return OutputHead.of(self.active) if self.head_error is None else None
 
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of what is trained, as it is now; with LoRA megabytes."""
+        return {name: p.detach().clone() for name, p in self.trainable().items()}
+
+    @contextlib.contextmanager
+    def holding(self, weights: Mapping[str, Tensor]) -> Generator[None, None, None]:
+        """Inside, what is trained has the values of a `snapshot`; no backward pass may be due."""
+        held = dict(weights)
+        self._exchange(held)
+        try:
+            yield
+        finally:
+            self._exchange(held)
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """What is trained, by name, in a fixed order."""
         return {name: p for name, p in sorted(self.model.named_parameters()) if p.requires_grad}
@@ -369,12 +383,7 @@ class Policy:
             return
         try:
             if self._peft is not None:
-                self._peft.save_pretrained(str(folder), safe_serialization=True)
-                (folder / "README.md").unlink(missing_ok=True)
-                config_file = folder / "adapter_config.json"
-                config = json.loads(config_file.read_text())
-                config["target_modules"] = sorted(config["target_modules"])
-                config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+                self.save_adapter(folder)
             else:
                 self.model.save_pretrained(str(folder), safe_serialization=True, state_dict=whole)
             self.tokenizer.save_pretrained(str(folder))
@@ -382,6 +391,17 @@ class Policy:
             raise UserError(
                 f"{folder}: cannot be written: {error}; mend that, and the same command goes on where it stopped"
             ) from error
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the PEFT adapter alone; same weights, same bytes. Raises ValueError for a policy without one."""
+        if self._peft is None:
+            raise ValueError("all weights are trained, so there is no adapter")
+        self._peft.save_pretrained(str(folder), safe_serialization=True)
+        (folder / "README.md").unlink(missing_ok=True)
+        config_file = folder / "adapter_config.json"
+        config = json.loads(config_file.read_text())
+        config["target_modules"] = sorted(config["target_modules"])
+        config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
     def restore(self, folder: Path) -> None:
         """Put back what `save` wrote. Raises UserError when the folder holds something else than this policy trains."""

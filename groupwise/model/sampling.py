@@ -12,7 +12,7 @@ Legend: V vocabulary, A completions still being written, R completions of the ba
 import contextlib
 import hashlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ class SamplingParams:
     @classmethod
     def of(cls, section: SamplingSection) -> "SamplingParams":
         """As configured."""
-        return cls(**section.model_dump())
+        return cls(**{field.name: getattr(section, field.name) for field in fields(cls)})
 
     @property
     def truncates(self) -> bool:

@@ -78,6 +78,7 @@ class Alarms:
             "chosen_falls": self._chosen_falls,
             "no_signal": self._no_signal,
             "saturated": self._saturated,
+            "sampler_gap": self._sampler_gap,
             "held_out_falls": self._held_out_falls,
         }
 
@@ -161,6 +162,17 @@ class Alarms:
             last,
             f"{last:.0%} of completions are cut at the length limit, {first:.0%} were at the start; answers grow, or "
             "the end is forgotten; try a larger sampling.max_new_tokens, or the reward soft_overlong",
+        )
+
+    def _sampler_gap(self) -> _Finding | None:
+        levels = self._levels("sampler/gap")
+        if levels is None or levels[1] <= max(self._section.sampler_gap, levels[0] + self._section.sampler_gap / 2):
+            return None
+        first, last = levels
+        return _Finding(
+            last,
+            f"servers and engine differ by {last:.3g} nats per token, by {first:.3g} at the start; answers are less "
+            "and less the policy's own; try servers in the precision of training (--dtype), or a lower learning rate",
         )
 
     def _chosen_falls(self) -> _Finding | None:

@@ -27,6 +27,12 @@ Names and units ("nat" is the natural unit of log-probability; `<name>` is the n
 `tokens_per_second`              prompt and completion tokens learned from per second of wall time, all processes
 `tokens/prompt`                  prompt tokens of the step, each prompt counted once
 `tokens/completion`              completion tokens of the step
+`sampler/gap`, `_largest`        size of log p of sampling servers - log p of the engine, nat per token: mean, largest
+`sampler/kl`                     mean of the same without its sign: estimate of KL(servers || engine), nat per token
+`sampler_weight`                 mean weight of truncated importance sampling, dimensionless
+`servers/up`                     sampling servers that answered at the end of the rollout
+`servers/faults`                 times that one did anything else than answer rightly
+`servers/asked_again`            groups that were asked of another server after a fault
 `memory/peak_gb`                 most memory allocated on the device since the step began, 10^9 bytes
 `groups/used`                    groups the step learned from
 `groups/no_signal`               groups skipped because their scores are all equal

@@ -20,7 +20,8 @@ HARMLESS = frozenset(
         "run.tokens_per_forward", "run.trackers", "run.report", "run.transcripts_every", "run.transcripts_groups",
         "sampling.rows_at_once", "scoring.workers",
         "scoring.load_limit", "scoring.fail_after", "run.on_not_finite", "run.most_skipped_steps",
-        "scoring.environment",
+        "scoring.environment", "sampling.servers", "sampling.versions_folder", "sampling.api_key_variable",
+        "sampling.groups_per_server", "sampling.answer_limit", "sampling.most_tries", "sampling.server_wait",
         *(f"alarms.{name}" for name in AlarmsSection.model_fields),
     )
 )  # fmt: skip

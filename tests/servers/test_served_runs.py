@@ -1,0 +1,198 @@
+"""Whole runs and starts with servers: they are exact, continue with the same bytes, and refuse what cannot work."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from groupwise.config import load_config
+from groupwise.errors import RunStopped, UserError
+from groupwise.observe.metrics import read_metrics
+from grpo import check, train_grpo
+from grpo.config import GrpoConfig
+from tests.runs import assert_same_run, before_step, stop_after
+from tests.servers.proxy import Proxy, status
+from tests.servers.stand_in import StandIn
+
+CONFIG = """
+model: {path: MODEL}
+lora: {rank: 4}
+data: {train: [DATA], heldout_prompts: 4}
+rewards: [{name: "REWARD"}]
+sampling: {max_new_tokens: 5, engine: vllm, servers: [SERVERS], versions_folder: VERSIONS, server_wait: 1}
+rollout: {completions_per_prompt: 4}
+optimizer: {learning_rate: 2.0e-2, warmup_steps: 1}
+run: {name: run, folder: RUNS, groups_per_step: 4, checkpoint_every: 2, report: false}
+steps: 4
+eval: {every: 0, samples_per_prompt: 2, threshold: 0.5}
+"""
+REWARD = '''
+def even(rows, completions):
+    return [sum(i % 2 == 0 for i in c.token_ids) / len(c.token_ids) for c in completions]
+'''
+Command = Callable[..., list[str]]
+
+
+@pytest.fixture
+def command(tmp_path: Path, tiny_llama: Path, servers: list[StandIn]) -> Command:
+    """Arguments of a small run on the two stand-ins."""
+    data = tmp_path / "prompts.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"We saw film number {i}."}) + "\n" for i in range(40)))
+    (tmp_path / "rewards.py").write_text(REWARD)
+
+    def arguments(*flags: str, runs: str = "runs", addresses: list[str] | None = None) -> list[str]:
+        values = {
+            "MODEL": tiny_llama, "DATA": data, "REWARD": f"{tmp_path}/rewards.py:even", "RUNS": tmp_path / runs,
+            "SERVERS": ", ".join(addresses or [one.address for one in servers]), "VERSIONS": tmp_path / "versions",
+        }  # fmt: skip
+        text = CONFIG
+        for name, value in values.items():
+            text = text.replace(name, str(value))
+        file = tmp_path / "config.yaml"
+        file.write_text(text)
+        return ["--config", str(file), *flags]
+
+    return arguments
+
+
+def test_a_run_on_servers_is_on_policy_and_leaves_nothing_behind(
+    command: Command, tmp_path: Path, servers: list[StandIn]
+) -> None:
+    train_grpo.main(command("--steps", "2"))
+    metrics = read_metrics(tmp_path / "runs" / "run" / "metrics.jsonl")
+    for row in metrics:
+        assert row["sampler/gap_largest"] < 1e-4 and row["ratio"] == pytest.approx(1, abs=1e-5)
+        assert row["sampler_weight"] == pytest.approx(1, abs=1e-4)
+        assert row["servers/up"] == 2 and row["servers/faults"] == 0
+    assert not list((tmp_path / "versions").iterdir())
+    assert [one.paths for one in servers] == [{}, {}]
+
+
+def test_one_update_behind_is_corrected_by_the_ratio_and_continued_with_the_same_bytes(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = ("--sampling.ahead", "1")
+    train_grpo.main(command(*ahead, runs="straight"))
+    stop_after(3, lambda: train_grpo.main(command(*ahead)), monkeypatch)
+    train_grpo.main(command(*ahead))
+    straight = tmp_path / "straight" / "run"
+    assert_same_run(tmp_path / "runs" / "run", straight, last="checkpoints/step-000004", files=("weights.safetensors",))
+    ratios = [row["ratio"] for row in read_metrics(straight / "metrics.jsonl")]
+    assert ratios[0] == pytest.approx(1, abs=1e-5)
+    assert all(1e-3 < abs(ratio - 1) < 0.3 for ratio in ratios[1:])
+    assert all(row["sampler/gap_largest"] < 1e-4 for row in read_metrics(straight / "metrics.jsonl"))
+
+
+def test_a_run_whose_servers_are_gone_stops_and_goes_on_where_it_was(
+    command: Command, tmp_path: Path, servers: list[StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxies = [Proxy(one.address) for one in servers]
+    addresses = [proxy.address for proxy in proxies]
+
+    def all_fail() -> None:
+        for proxy in proxies:
+            proxy.faulty("/v1/models", status(500), times=10**6)
+
+    with monkeypatch.context() as patch:
+        before_step(3, all_fail, patch)
+        with pytest.raises(RunStopped, match="none of 2 servers answers"):
+            train_grpo.main(command(addresses=addresses))
+    train_grpo.main(command())
+    train_grpo.main(command(runs="straight"))
+    same = ("weights.safetensors",)
+    last = "checkpoints/step-000004"
+    assert_same_run(tmp_path / "runs" / "run", tmp_path / "straight" / "run", last=last, files=same)
+
+
+def test_all_problems_of_all_servers_are_said_at_once(command: Command, servers: list[StandIn], tmp_path: Path) -> None:
+    servers[0].most, servers[0].rank = 12, 2
+    servers[1].run_time_lora, servers[1].processed = False, False
+    with pytest.raises(UserError) as caught:
+        train_grpo.main(
+            command("--sampling.top_p", "0.9", addresses=[*(one.address for one in servers), "http://127.0.0.1:9"])
+        )
+    text = str(caught.value)
+    for part in (
+        "takes texts of 12 tokens", "--max-lora-rank 4", "does not load adapters at run time",
+        "--logprobs-mode processed_logprobs", "http://127.0.0.1:9: cannot be asked",
+    ):  # fmt: skip
+        assert part in text
+    assert not (tmp_path / "runs").exists() and not list((tmp_path / "versions").iterdir())
+
+
+def test_a_server_with_another_base_is_refused(command: Command, servers: list[StandIn], tiny_model: Path) -> None:
+    other = tiny_model.parent / "other-llama"
+    shutil.copytree(servers[0].base, other, dirs_exist_ok=True)
+    weights = load_file(other / "model.safetensors")
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"].flip(0)
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="serves another base model than model.path"):
+        train_grpo.main(command("--model.path", str(other)))
+
+
+def test_gpt2_is_refused_with_the_remedy(command: Command, tiny_model: Path) -> None:
+    with pytest.raises(UserError, match="vLLM has no LoRA for GPT-2.*make_opt_base"):
+        train_grpo.main(command("--model.path", str(tiny_model)))
+
+
+def test_the_key_is_sent_and_written_nowhere(
+    command: Command, tmp_path: Path, servers: list[StandIn], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for one in servers:
+        one.api_key = "very-secret-words"
+    with pytest.raises(UserError, match="refuses the API key"):
+        train_grpo.main(command())
+    named = command("--sampling.api_key_variable", "KEY_OF_SERVERS", "--steps", "1")
+    with pytest.raises(UserError, match="environment has no KEY_OF_SERVERS"):
+        train_grpo.main(named)
+    monkeypatch.setenv("KEY_OF_SERVERS", "very-secret-words")
+    train_grpo.main(named)
+    shown = capsys.readouterr()
+    assert "very-secret" not in shown.out + shown.err
+    for folder, _, files in os.walk(tmp_path):
+        for file in files:
+            assert b"very-secret" not in (Path(folder) / file).read_bytes(), file
+
+
+def test_the_check_looks_at_the_servers(command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = load_config(GrpoConfig, Path(command()[1]))
+    assert check.check(config) == 0
+    assert "base and adapters agree with ours" in capsys.readouterr().out
+    config = load_config(GrpoConfig, Path(command(addresses=["http://127.0.0.1:9"])[1]))
+    assert check.check(config) == 2
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (("--sampling.engine", "builtin"), "is read by engine vllm alone"),
+        (("--sampling.servers", "[]"), "engine vllm needs servers"),
+        (("--sampling.versions_folder", "null"), "needs versions_folder"),
+        (("--sampling.servers", "[http://me:word@host:1]"), "holds a password"),
+        (("--sampling.servers", "[host:8000]"), "is no address"),
+        (("--sampling.servers", "[http://a:1, http://a:1/]"), "is there twice"),
+        (("--sampling.min_p", "0.1", "--sampling.top_p", "0.9"), "min-p first"),
+        (("--lora", "null"), "lora null trains all weights"),
+        (("--rollout.source", "base"), "samples the policy"),
+        (("--sampling.ahead", "1", "--rollout.updates", "2"), "one update per rollout"),
+        (("--sampling.ahead", "1", "--rollout.most_refills", "2"), "most_refills to 0"),
+        (("--sampling.ahead", "1", "--loss.surrogate", "log_prob"), "a surrogate with a ratio"),
+    ],
+)
+def test_settings_that_cannot_be_handed_on_are_refused(command: Command, flags: tuple[str, ...], part: str) -> None:
+    with pytest.raises(UserError) as caught:
+        train_grpo.main(command(*flags))
+    assert part in str(caught.value)
+
+
+def test_the_cap_starts_from_two_with_servers_and_null_leaves_it_off(command: Command) -> None:
+    file = Path(command()[1])
+    assert load_config(GrpoConfig, file).loss.sampler_cap == 2
+    file.write_text(file.read_text() + "loss: {sampler_cap: null}\n")
+    assert load_config(GrpoConfig, file).loss.sampler_cap is None
