@@ -30,6 +30,7 @@ GROUPS = {
     "data.heldout_prompts": 64, "run.report": "false", "sampling.temperature": 0.7, "steps": 60,
     "run.checkpoint_every": 0,
 }  # fmt: skip
+SHOWN = 50.0  # nats
 MARKS = {"DPO": "o", "preferred fine-tuning": "s", "unlikelihood": "v", "GRPO": "^", "Best-of-N": "*", "base": "x"}
 
 
@@ -83,10 +84,13 @@ def measure(options: Namespace) -> list[Point]:
 
 
 def draw(points: Sequence[Point], file: Path) -> None:
+    """What went further than SHOWN is text fallen apart; it is named, and left out of the picture."""
+    fallen = ", ".join(dict.fromkeys(f"{name} {setting}" for name, setting, _, one in points if one.kl > SHOWN))
+    x = "sequence KL to the base, nats" + (f" (off to the right: {fallen})" if fallen else "")
     title = "Reward against KL, sentiment task, embedded model"
-    with drawing(file, title=title, x="sequence KL to the base, nats", y="mean ground-truth score, -1 to 1") as axes:
+    with drawing(file, title=title, x=x, y="mean ground-truth score, -1 to 1") as axes:
         for name, mark in MARKS.items():
-            own = [(one.kl, one.score) for method, _, _, one in points if method == name]
+            own = [(one.kl, one.score) for method, _, _, one in points if method == name and one.kl <= SHOWN]
             axes.scatter(*zip(*own, strict=True), marker=mark, s=36, label=name, alpha=0.8)
 
 

@@ -20,6 +20,7 @@ def drawing(file: Path, *, title: str, x: str, y: str) -> Generator[Axes, None, 
     axes.set_ylabel(y)
     axes.set_title(title, loc="left", fontweight="bold")
     axes.grid(color="#e6e6e6")
+    axes.set_axisbelow(True)
     axes.legend(frameon=False)
     figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)
