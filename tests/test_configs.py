@@ -3,9 +3,11 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file  # pyright: ignore[reportMissingTypeStubs]
 
 from dpo.config import DpoConfig
 from groupwise.config import Section, load_config, to_yaml
@@ -13,7 +15,8 @@ from groupwise.errors import UserError
 from grpo.config import GrpoConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted((ROOT / "configs").rglob("*.y*ml"))
+LAUNCH = sorted((ROOT / "configs" / "launch").glob("*.yaml"))  # Accelerate's own files
+CONFIGS = sorted(set((ROOT / "configs").rglob("*.y*ml")) - set(LAUNCH))
 RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
 # The word that a file's name begins with -> what it must satisfy.
 SCHEMAS: dict[str, type[Section]] = {"dpo": DpoConfig, "grpo": GrpoConfig}
@@ -197,3 +200,11 @@ def test_the_recipe_of_deepseekmath_uses_its_settings() -> None:
     assert (config.rollout.completions_per_prompt, config.sampling.max_new_tokens) == (64, 1024)
     assert config.rollout.updates == 1 and config.lora is None
     assert config.run.groups_per_step * config.rollout.completions_per_prompt == 1024
+
+
+@pytest.mark.parametrize("path", LAUNCH, ids=lambda path: path.stem)
+def test_launch_files_load_and_leave_precision_and_sharding_to_the_run(path: Path) -> None:
+    """What the run's own keys decide stands nowhere else."""
+    launch: Any = load_config_from_file(str(path))
+    assert launch.num_processes > 1 and launch.mixed_precision == "no"
+    assert not launch.fsdp_config and not launch.deepspeed_config
