@@ -152,7 +152,11 @@ class ServerSampler:
     def metrics(self) -> dict[str, float]:
         """Servers that answer, faults, and groups that were asked again, the latter two since the last call."""
         pool = self._pool
-        values = {"servers/up": pool.up, "servers/faults": pool.faults.total(), "servers/asked_again": pool.asked_again}
+        values: dict[str, float] = {
+            "servers/up": pool.up,
+            "servers/faults": pool.faults.total(),
+            "servers/asked_again": pool.asked_again,
+        }
         pool.faults.clear()
         pool.asked_again = 0
         return values
