@@ -22,6 +22,7 @@ from groupwise.observe.alarms import Alarms
 from groupwise.observe.figure import learning_curve
 from groupwise.observe.progress import make_progress
 from groupwise.report.renew import renew_report
+from groupwise.train.interrupt import StopSignals
 from groupwise.train.loop import EpochSource, FitResult, GroupSource, fit
 from groupwise.train.offenders import keep_offenders
 from groupwise.train.reference_cache import cached_reference
@@ -82,6 +83,7 @@ def _learn(config: DpoConfig, prepared: Prepared, base_model: str, run: Run) -> 
             source, config.loss, engine=engine, runtime=run.runtime, tokens_per_forward=section.tokens_per_forward
         )
     held_out = HeldOut(heldout, objective, tokens_per_forward=section.tokens_per_forward)
+    progress = make_progress(run.console, headline=HEADLINE)
     run.runtime.start_trackers("dpo", {one.key: one.value for one in settings(config)})
     return fit(
         objective,
@@ -91,7 +93,7 @@ def _learn(config: DpoConfig, prepared: Prepared, base_model: str, run: Run) -> 
         run=section,
         runtime=run.runtime,
         folder=run.folder,
-        progress=make_progress(run.console, headline=HEADLINE),
+        progress=progress,
         title=f"DPO of {config.model.path}",
         evaluate=lambda step: evaluate(
             engine,
@@ -108,6 +110,7 @@ def _learn(config: DpoConfig, prepared: Prepared, base_model: str, run: Run) -> 
         },
         alarms=Alarms(config.alarms, watched(config.loss)),
         best=WATCHED.held_out.removeprefix("eval/"),
+        stop=StopSignals(progress.line),
     )
 
 

@@ -19,6 +19,7 @@ from groupwise.observe.metrics import read_metrics
 from groupwise.observe.progress import Progress, make_progress
 from groupwise.report.renew import renew_report
 from groupwise.rewards.scorer import Scorer
+from groupwise.train.interrupt import StopSignals
 from groupwise.train.loop import FitResult, fit
 from groupwise.train.run import Run, open_run
 from groupwise.train.run_folder import RunFolder, write_json
@@ -114,6 +115,8 @@ def _learn(
         sampler=sampler,
         reward_model=reward_model,
     )
+    stop = StopSignals(progress.line)
+    sampler.heed(lambda: stop.received)
     objective = GrpoObjective(
         config.loss,
         config.loss.constant_length or config.sampling.max_new_tokens,
@@ -142,6 +145,7 @@ def _learn(
         },
         alarms=Alarms(config.alarms, WATCHED),
         best=WATCHED.held_out.removeprefix("eval/"),
+        stop=stop,
     )
     return result, source.faults
 

@@ -40,6 +40,10 @@ class Sampler(Protocol):
         """
         ...
 
+    def heed(self, stopped_by: Callable[[], int | None]) -> None:
+        """From now on a wait for others ends with Interrupted once this names a signal."""
+        ...
+
     def metrics(self) -> dict[str, float]:
         """Numbers about who answered since the last call."""
         ...
@@ -83,6 +87,9 @@ class BuiltinSampler:
             streams=streams,
             most_new_tokens=most_new_tokens,
         )
+
+    def heed(self, stopped_by: Callable[[], int | None]) -> None:
+        """It waits for nobody."""
 
     def metrics(self) -> dict[str, float]:
         return {}

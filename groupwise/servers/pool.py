@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
-from groupwise.errors import RunStopped
+from groupwise.errors import Interrupted, RunStopped
 from groupwise.groups import Completion
 from groupwise.servers.answers import Ask, Terms, as_request, read_completions
 from groupwise.servers.client import Client, ServerFault
@@ -86,6 +86,7 @@ class Pool:
         self._limits = limits
         self._api_key = api_key
         self._say = say
+        self.stopped_by: Callable[[], int | None] = lambda: None  # a signal that asks to stop
         self._version: Version | None = None
         self.faults: Counter[str] = Counter()  # by kind, since they were last taken
         self.asked_again = 0
@@ -96,14 +97,20 @@ class Pool:
         return sum(server.ready for server in self._servers)
 
     def publish(self, version: Version) -> None:
-        """From now on all answers are of this version. Raises RunStopped when no server takes it in time."""
+        """From now on all answers are of this version.
+
+        Raises RunStopped when no server takes it in time, Interrupted when the wait for one was asked to stop.
+        """
         self._version = version
         for server in self._servers:
             server.ready, server.next_look = False, 0.0
         asyncio.run(self._publish())
 
     def draw(self, asks: Sequence[Ask], terms: Terms) -> list[list[Completion]]:
-        """The completions of every ask. Raises RunStopped when servers are gone for too long, or a group is refused."""
+        """The completions of every ask.
+
+        Raises RunStopped when servers are gone for too long, or a group is refused; Interrupted as `publish` does.
+        """
         return asyncio.run(self._draw(asks, terms))
 
     def forget(self) -> None:
@@ -145,6 +152,10 @@ class Pool:
         began = time.monotonic()
         said = False
         while not self.up:
+            if (signal := self.stopped_by()) is not None:
+                raise Interrupted(
+                    "stopped while no server answered; the same command continues from the newest checkpoint", signal
+                )
             if time.monotonic() - began >= self._limits.server_wait:
                 raise RunStopped(
                     f"none of {len(self._servers)} servers answers, for {self._limits.server_wait:g} s now "
@@ -264,8 +275,7 @@ class Pool:
     async def _forget(self, version: Version) -> None:
         async with AsyncExitStack() as stack:
             clients = await self._clients(stack)
-            ready = [server for server in self._servers if server.ready]
-            forgotten = (clients[server.address].unload(version.name) for server in ready)
+            forgotten = (client.unload(version.name) for client in clients.values())  # also where it was found wrong
             await asyncio.gather(*forgotten, return_exceptions=True)
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from groupwise.errors import RunStopped, UserError
+from groupwise.errors import Interrupted, RunStopped, UserError
 from groupwise.groups import Completion, Group, NotFinite
 from groupwise.model.engine import LogprobEngine, sampled_logprobs
 from groupwise.model.sampler import Answers
@@ -149,6 +149,9 @@ class ServerSampler:
         """The trained weights that servers answer with."""
         return self._published
 
+    def heed(self, stopped_by: Callable[[], int | None]) -> None:
+        self._pool.stopped_by = stopped_by
+
     def metrics(self) -> dict[str, float]:
         """Servers that answer, faults, and groups that were asked again, the latter two since the last call."""
         pool = self._pool
@@ -169,13 +172,16 @@ class ServerSampler:
             self._versions.keep(())
 
     def _together(self, deed: Callable[[], Result]) -> Result:
-        """The result of this process; raises RunStopped on all when it is raised on one."""
+        """The result of this process; raises RunStopped on all when one cannot go on, each its own Interrupted."""
+        interrupted: Interrupted | None = None
         try:
             result, stopped = [deed()], list[str]()
         except (RunStopped, UserError) as reason:
             result, stopped = [], [str(reason)]
+        except Interrupted as reason:
+            result, stopped, interrupted = [], [str(reason)], reason
         if everywhere := self._runtime.gather(stopped):
-            raise RunStopped(everywhere[0])
+            raise interrupted or RunStopped(everywhere[0])
         return result[0]
 
 

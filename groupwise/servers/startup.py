@@ -96,7 +96,9 @@ async def _check_one(address: str, wanted: Wanted, api_key: str | None) -> _Foun
         if not bases:
             return _Found(["names no base model in /v1/models; is it a vLLM server?"])
         name, entry = next(iter(bases.items()))
-        problems = _length_problems(entry.get("max_model_len"), wanted.longest)
+        problems = _length_problems(entry.get("max_model_len"), max(wanted.longest, len(wanted.probe.text_ids) + 1))
+        if problems and int(entry["max_model_len"]) <= len(wanted.probe.text_ids):
+            return _Found(problems)  # it takes not even the fixed text
         try:
             gap = mean_gap(wanted.base, await client.prompt_logprobs(name, wanted.probe.text_ids))
         except ServerFault as fault:

@@ -143,6 +143,7 @@ def fit(
     alarms: Alarms,
     best: str,
     identity: Mapping[str, str],
+    stop: StopSignals,
 ) -> FitResult:
     """Train from the newest complete checkpoint, or from the start, to the source's last step.
 
@@ -151,7 +152,7 @@ def fit(
     calls `evaluated`. The checkpoint in which the figure `best` is highest is kept whatever its age, and its weights
     are put back at the end where `choose` says so. `identity` holds hashes of base model and data: a checkpoint that
     was made with others is refused with a UserError. Raises RunStopped where training cannot go on, Interrupted after a
-    signal, all being saved.
+    signal that `stop` received, all being saved.
     """
     parameters = engine.policy.trainable()
     optimizer = make_optimizer(optimizer_section, parameters.values())
@@ -170,7 +171,7 @@ def fit(
         TranscriptsFile(folder.transcripts, decode) as transcripts,
         JsonLinesFile(folder.heldout) as heldout,
         progress,
-        StopSignals(progress.line) as stop,
+        stop,
     ):
         learner = _Learner(objective, engine, optimizer, optimizer_section, runtime, run, folder, progress, decode)
         position = _resume(folder.checkpoints, parameters, learner, source, identity, progress)

@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,13 +13,15 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from groupwise.config import load_config
-from groupwise.errors import RunStopped, UserError
+from groupwise.errors import Interrupted, RunStopped, UserError
 from groupwise.observe.metrics import read_metrics
 from grpo import check, train_grpo
 from grpo.config import GrpoConfig
 from tests.runs import assert_same_run, before_step, stop_after
 from tests.servers.proxy import Proxy, status
 from tests.servers.stand_in import StandIn
+from tests.train.test_distributed_runs import assert_equal_to_rounding
+from tests.train.test_processes import run_processes
 
 CONFIG = """
 model: {path: MODEL}
@@ -108,6 +113,29 @@ def test_a_run_whose_servers_are_gone_stops_and_goes_on_where_it_was(
     assert_same_run(tmp_path / "runs" / "run", tmp_path / "straight" / "run", last=last, files=same)
 
 
+def test_a_signal_ends_the_wait_for_a_server(
+    command: Command, servers: list[StandIn], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The wait may be long, and a machine that is asked to go away has two minutes."""
+    proxies = [Proxy(one.address) for one in servers]
+    timers: list[threading.Timer] = []
+
+    def all_fail() -> None:
+        for proxy in proxies:
+            proxy.faulty("/v1/models", status(500), times=10**6)
+        timers.append(threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        timers[0].start()
+
+    before_step(3, all_fail, monkeypatch)
+    began = time.monotonic()
+    with pytest.raises(Interrupted, match="stopped while no server answered") as caught:
+        train_grpo.main(
+            command("--sampling.server_wait", "120", addresses=[proxy.address for proxy in proxies])
+        )
+    assert caught.value.exit_code == 143 and time.monotonic() - began < 60
+    assert (tmp_path / "runs" / "run" / "checkpoints" / "step-000002" / "manifest.json").is_file()
+
+
 def test_all_problems_of_all_servers_are_said_at_once(command: Command, servers: list[StandIn], tmp_path: Path) -> None:
     servers[0].most, servers[0].rank = 12, 2
     servers[1].run_time_lora, servers[1].processed = False, False
@@ -196,3 +224,15 @@ def test_the_cap_starts_from_two_with_servers_and_null_leaves_it_off(command: Co
     assert load_config(GrpoConfig, file).loss.sampler_cap == 2
     file.write_text(file.read_text() + "loss: {sampler_cap: null}\n")
     assert load_config(GrpoConfig, file).loss.sampler_cap is None
+
+
+@pytest.mark.distributed
+def test_two_processes_ask_for_their_own_share_and_learn_what_one_learns(command: Command, tmp_path: Path) -> None:
+    """The main process publishes, each asks for its prompts; a version is never unloaded under the other's hands."""
+    for runs, processes in (("one", 1), ("two", 2)):
+        run_processes(processes, ["grpo/train_grpo.py", *command(runs=runs)])
+    assert_equal_to_rounding(tmp_path / "one" / "run", tmp_path / "two" / "run")
+    rows = read_metrics(tmp_path / "two" / "run" / "metrics.jsonl")
+    assert all(row["sampler/gap_largest"] < 1e-4 and row["servers/up"] == 2 for row in rows)
+    assert all(row["servers/faults"] == 0 for row in rows)
+    assert not list((tmp_path / "versions").iterdir())

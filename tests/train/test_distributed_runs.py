@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from grpo.presets import PRESETS, SOURCES
 from tests.train.test_processes import run_processes, start_processes
 
 pytestmark = pytest.mark.distributed
@@ -49,7 +50,7 @@ class Site:
         rows = [{"prompt": f"We saw film number {i}.", "chosen": f" A lovely film{i % 7 * ' indeed'}.",
                  "rejected": " A dull film."} for i in range(25)]  # fmt: skip
         for name in ("prompts", "pairs"):
-            keys = ("prompt",) if name == "prompts" else ("prompt", "chosen", "rejected")
+            keys = ("prompt", "chosen") if name == "prompts" else ("prompt", "chosen", "rejected")
             lines = (json.dumps({key: row[key] for key in keys}) + "\n" for row in rows)
             (folder / f"{name}.jsonl").write_text("".join(lines))
         self._text = COMMON + METHODS[method]
@@ -58,9 +59,16 @@ class Site:
         for name, value in values.items():
             self._text = self._text.replace(name, str(value))
 
-    def command(self, runs: str) -> list[str]:
+    def command(self, runs: str, loss: str | None = None) -> list[str]:
+        """What trains into the folder `runs`, for GRPO by a preset if one is named."""
+        text = self._text.replace("RUNS", str(self.folder / runs))
+        if loss is not None:
+            text += f"loss: {{preset: {loss}}}\n"
+        if loss in SOURCES and SOURCES[loss] == "data":
+            text = text.replace("completions_per_prompt: 3", "completions_per_prompt: 1, answer_column: chosen")
+            text = text.replace("max_new_tokens: 5", "max_new_tokens: 20")
         config = self.folder / f"{runs}.yaml"
-        config.write_text(self._text.replace("RUNS", str(self.folder / runs)))
+        config.write_text(text)
         return [f"{self.method}/train_{self.method}.py", "--config", str(config)]
 
     def run(self, runs: str, processes: int) -> Path:
@@ -125,6 +133,19 @@ def test_two_processes_learn_what_one_learns(
 ) -> None:
     site = Site(tmp_path, tiny_model, method, sharding, trained)
     assert_equal_to_rounding(site.run("one", 1), site.run("two", 2))
+
+
+@pytest.mark.parametrize(("sharding", "trained"), [("none", "adapter"), ("fsdp2", "full")])
+def test_two_processes_learn_what_one_learns_by_every_preset(
+    tiny_model: Path, tmp_path: Path, sharding: str, trained: str
+) -> None:
+    """All runs of a number of processes come from one start of them, which takes longer than the runs."""
+    site = Site(tmp_path, tiny_model, "grpo", sharding, trained)
+    for processes in (1, 2):
+        configs = [site.command(f"{preset}-{processes}", loss=preset)[-1] for preset in PRESETS]
+        run_processes(processes, ["tests/train/several_runs.py", *configs])
+    for preset in PRESETS:
+        assert_equal_to_rounding(tmp_path / f"{preset}-1" / "run", tmp_path / f"{preset}-2" / "run")
 
 
 @pytest.mark.parametrize(("method", "sharding", "trained"), KINDS)
