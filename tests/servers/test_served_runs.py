@@ -137,19 +137,28 @@ def test_a_signal_ends_the_wait_for_a_server(
 
 
 def test_all_problems_of_all_servers_are_said_at_once(command: Command, servers: list[StandIn], tmp_path: Path) -> None:
-    servers[0].most, servers[0].rank = 12, 2
+    servers[0].most, servers[0].rank = 60, 2
     servers[1].run_time_lora, servers[1].processed = False, False
     with pytest.raises(UserError) as caught:
-        train_grpo.main(
-            command("--sampling.top_p", "0.9", addresses=[*(one.address for one in servers), "http://127.0.0.1:9"])
-        )
+        longer = ("--sampling.top_p", "0.9", "--sampling.max_new_tokens", "60")
+        train_grpo.main(command(*longer, addresses=[*(one.address for one in servers), "http://127.0.0.1:9"]))
     text = str(caught.value)
     for part in (
-        "takes texts of 12 tokens", "--max-lora-rank 4", "does not load adapters at run time",
+        "takes texts of 60 tokens", "--max-lora-rank 4", "does not load adapters at run time",
         "--logprobs-mode processed_logprobs", "http://127.0.0.1:9: cannot be asked",
     ):  # fmt: skip
         assert part in text
     assert not (tmp_path / "runs").exists() and not list((tmp_path / "versions").iterdir())
+
+
+def test_a_server_that_takes_not_even_the_fixed_text_is_told_from_one_without_log_probs(
+    command: Command, servers: list[StandIn]
+) -> None:
+    """A real one answers HTTP 400 to a text that is too long, which once read as "use a newer vLLM"."""
+    servers[0].most = 12
+    with pytest.raises(UserError, match="takes texts of 12 tokens") as caught:
+        train_grpo.main(command())
+    assert "log-probs" not in str(caught.value)
 
 
 def test_a_server_with_another_base_is_refused(command: Command, servers: list[StandIn], tiny_model: Path) -> None:

@@ -84,7 +84,8 @@ def test_what_cannot_work_is_refused_at_the_start_with_all_problems_of_all_serve
     for server in (another, small, closed):
         server.wait()
     with pytest.raises(UserError) as caught:
-        train_grpo.main(command([another, small, closed, real[0]], "--sampling.top_p", "0.9", "--sampling.max_new_tokens", "60"))
+        longer = ("--sampling.top_p", "0.9", "--sampling.max_new_tokens", "60")
+        train_grpo.main(command([another, small, closed, real[0]], *longer))
     text = str(caught.value)
     for server, part in (
         (another, "serves another base model"),
