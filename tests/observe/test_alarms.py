@@ -41,6 +41,8 @@ def looked_at(name: str, value: float, **others: float) -> Row:
         ("no_signal", [{"frac_reward_zero_std": 1.0, "reward": 0.0}] * 6, GRPO, ("100% of groups", "easier prompts")),
         ("saturated", ramp("reward", 0.2, 1.0, 10, frac_reward_zero_std=0.0)
          + [{"reward": 1.0, "frac_reward_zero_std": 1.0}] * 6, GRPO, ("at a mean of 1", "stop here")),
+        ("sampler_gap", ramp("sampler/gap", 0.01, 0.01, 10) + ramp("sampler/gap", 0.05, 0.4, 20), GRPO,
+         ("servers and engine differ", "at the start", "--dtype")),
         ("held_out_falls", [looked_at("eval/pass@1", 0.8, reward=0.5), {"reward": 0.7},
                             looked_at("eval/pass@1", 0.4, reward=0.9)], GRPO,
          ("from 0.8 (step 1) to 0.4", "checkpoint of step 1")),
