@@ -5,6 +5,8 @@ Legend: T tokens of one completion.
 """
 
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -115,6 +117,18 @@ def ordered_pairs(group: Group) -> list[tuple[int, int]]:
     """Every (better, worse) pair of completion indices with strictly different scores; ties give no pair."""
     scores = [completion.score for completion in group.completions]
     return [(i, j) for i, better in enumerate(scores) for j, worse in enumerate(scores) if better > worse]
+
+
+def count_pairs(group: Group) -> int:
+    """How many pairs `ordered_pairs` gives, without listing them: all pairs of completions but the ties.
+
+    >>> tied = [Completion(token_ids=(1,), finished=True, score=s) for s in (0.0, 0.0, 1.0, 2.0)]
+    >>> group = Group(key="x:1", prompt_ids=(8,), completions=tuple(tied))
+    >>> count_pairs(group), len(ordered_pairs(group))
+    (5, 5)
+    """
+    ties = Counter(completion.score for completion in group.completions)
+    return math.comb(len(group.completions), 2) - sum(math.comb(count, 2) for count in ties.values())
 
 
 def is_informative(group: Group) -> bool:
