@@ -5,7 +5,8 @@ Constants are a datasheet's times a share that large runs reach; the work is cou
 
 from dataclasses import dataclass, replace
 
-from groupwise.cost.machine import Machine
+from groupwise.cost.machine import H100
+from groupwise.cost.memory import activations
 from groupwise.cost.network import adapter_bytes, step_bytes
 from groupwise.cost.shapes import GroupShape, ModelShape, micro_batches
 from groupwise.cost.work import learn, reading, sampling, total, update
@@ -18,27 +19,13 @@ LLAMA_70B = ModelShape(
     layers=80, width=8192, vocabulary=128256, heads=64, kv_heads=8, head_width=128, linear=80 * _LAYER,
     adapter=80 * RANK * _ENDS, adapted=80 * 7, itemsize=2,
 )  # fmt: skip
-H100 = Machine(
-    "H100 SXM: 989 TFLOP/s in bfloat16 and 3.35 TB/s by its datasheet; products reach 40 % of it, attention 30 %, "
-    "memory 70 %; 5 us per operation that is started",
-    {
-        "products": 1 / (0.40 * 989e12),
-        "attention": 1 / (0.30 * 989e12),
-        "states": 1 / (0.70 * 3.35e12),
-        "table": 1 / (0.70 * 3.35e12),
-        "memory": 1 / (0.70 * 3.35e12),
-        "cache": 1 / (0.70 * 3.35e12),
-        "calls": 5e-6,
-        "steps": 1e-3,
-    },
-)
 ROOM = 80 * GIB
 NETWORK = 0.8 * 50e9  # bytes/s of a GPU's own 400 Gb/s card
 DISK = 2e9  # bytes/s of a shared folder, for versions
 GPUS = 64
 SERVERS = 16
 GPUS_PER_SERVER = 8
-BYTES_PER_TOKEN_OF_HOST = 48.0  # of a rollout as Python holds it; measured by --host
+BYTES_PER_TOKEN_OF_HOST = 55.0  # of a rollout as Python holds it: benchmarks/scaling_host.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +98,7 @@ def step(plan: Plan, *, shape: ModelShape = LLAMA_70B, tokens_per_forward: int =
         publishing=2 * adapter / DISK,
         micro_batches=len(batches),
         sent=sent,
-        activations=_activations(shape, max(sum(part.row_tokens for part in batch) for batch in batches)),
+        activations=max(activations(shape, batch, recompute=True, itemsize=shape.itemsize) for batch in batches),
         host=plan.prompts * plan.n * plan.completion * BYTES_PER_TOKEN_OF_HOST,
     )
 
@@ -122,22 +109,16 @@ def _rows_of_a_server(shape: ModelShape, plan: Plan) -> int:
     return int(room / (shape.kv_bytes_per_token * (plan.prompt / plan.n + plan.completion / 2)))
 
 
-def _activations(shape: ModelShape, tokens: int) -> float:
-    """Recomputed layers keep one state per layer, and one layer's own tensors at a time."""
-    inner = shape.linear / shape.layers / (3 * shape.width)
-    return float(shape.itemsize * tokens * (shape.layers * shape.width + 8 * shape.width + 4 * inner))
-
-
 def extrapolate() -> None:
     """The table of docs/scaling.md."""
     print(f"{H100.name}\nweights {2 * LLAMA_70B.weights / 1e9:.0f} GB, adapter {adapter_bytes(LLAMA_70B) / 1e9:.2f} GB")
     print(
-        "| step | sampling | reference | learning | network | publishing | whole | sent per GPU | activations | host |"
+        "| step, tokens per forward | sampling | reference | learning | network | publishing | whole | sent per GPU | activations | host |"
     )
     print("|---" * 10 + "|")
-    for plan in PLANS:
-        one = step(plan)
+    for plan, tokens in ((plan, tokens) for plan in PLANS for tokens in (16_384, 40_960)):
+        one = step(plan, tokens_per_forward=tokens)
         times = (one.sampling, one.reading, one.learning, one.network, one.publishing, one.seconds)
         sizes = (one.sent, one.activations, one.host)
         cells = [*(f"{value:,.0f} s" for value in times), *(f"{value / 1e9:,.1f} GB" for value in sizes)]
-        print(f"| {plan.name} | {' | '.join(cells)} |")
+        print(f"| {plan.name}, {tokens:,} | {' | '.join(cells)} |")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,15 @@ class Machine:
         """
         return sum(self.seconds_per.get(kind, 0.0) * count for kind, count in zip(KINDS, astuple(work), strict=True))
 
+    def calibrated(self, work: Work, seconds: float) -> "Machine":
+        """The machine of the same proportions on which this work takes that long.
+
+        >>> Machine("made up", {"products": 1e-9}).calibrated(Work(products=1.0), 3.0).seconds(Work(products=2.0))
+        6.0
+        """
+        factor = seconds / self.seconds(work)
+        return Machine(self.name, {kind: factor * value for kind, value in self.seconds_per.items()})
+
     @classmethod
     def fitted(cls, name: str, works: Sequence[Work], seconds: Sequence[float]) -> Self:
         """The machine whose relative errors are least in the mean square; no constant is negative.
@@ -40,6 +49,39 @@ class Machine:
         counts = np.asarray([astuple(work) for work in works], dtype=float) / measured[:, None]
         constants = non_negative_least_squares(counts, np.ones(len(measured)))
         return cls(name, {kind: float(value) for kind, value in zip(KINDS, constants, strict=True) if value > 0})
+
+
+_CPU = {
+    "rows": Machine(
+        "one core, passes over rows",
+        {"products": 2.853e-11, "attention": 8.508e-11, "table": 4.331e-10, "memory": 1.316e-08, "calls": 1.352e-05},
+    ),
+    "sampling": Machine(
+        "one core, sampling",
+        {"products": 1.538e-11, "table": 5.706e-10, "memory": 4.813e-10, "cache": 9.797e-11, "steps": 0.004367},
+    ),
+}
+"""What `python -m benchmarks.scaling` fits to docs/scaling.json; a test holds them to it."""
+H100 = Machine(
+    "H100 SXM: 989 TFLOP/s in bfloat16 and 3.35 TB/s by its datasheet; products reach 40 % of it, attention 30 %, "
+    "memory 70 %; 5 us per operation that is started",
+    {
+        "products": 1 / (0.40 * 989e12),
+        "attention": 1 / (0.30 * 989e12),
+        "states": 1 / (0.70 * 3.35e12),
+        "table": 1 / (0.70 * 3.35e12),
+        "memory": 1 / (0.70 * 3.35e12),
+        "cache": 1 / (0.70 * 3.35e12),
+        "calls": 5e-6,
+        "steps": 1e-3,
+    },
+)
+"""Assumed, not measured."""
+
+
+def prior(kind: Literal["rows", "sampling"], device: str) -> Machine:
+    """The proportions that a device is taken to have before anything is measured on it."""
+    return _CPU[kind] if device == "cpu" else H100
 
 
 def non_negative_least_squares(
