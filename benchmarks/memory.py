@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,11 +123,10 @@ def measure(case: Case, folder: str) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident_bytes()
 
 
-def make_model(case: Case, folder: Path) -> int:
+def make_model(settings: Mapping[str, Any], folder: Path) -> int:
     """Write a random model; returns its number of weights."""
     torch.manual_seed(0)
-    settings = dict(case.settings)
-    config = AutoConfig.for_model(settings.pop("model_type"), bos_token_id=0, eos_token_id=0, **settings)
+    config = AutoConfig.for_model(bos_token_id=0, eos_token_id=0, **settings)
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -155,7 +155,7 @@ def main() -> None:
     for number in numbers:
         case = CASES[number - 1]
         with tempfile.TemporaryDirectory() as folder:
-            weights = make_model(case, Path(folder))
+            weights = make_model(case.settings, Path(folder))
             predicted, measured = (in_own_process(deed, number, Path(folder)) for deed in ("predict", "measure"))
         row = [
             case.name, f"{weights / 1e6:.1f} M", str(case.tokens), "LoRA" if case.lora else "all",

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 
@@ -12,9 +13,10 @@ from dpo.objective import DpoObjective
 from dpo.prepare import balance, check_positions, check_signal, hold_out, load_part, make_encoder
 from dpo.start import check_start
 from groupwise.batch import split_by_tokens
+from groupwise.cost.shapes import GroupShape, ModelShape, shapes_of
 from groupwise.data.rows import read_rows
 from groupwise.data.text import TextEncoder
-from groupwise.groups import Group, forward_tokens, overlapping_prompts
+from groupwise.groups import Group, overlapping_prompts
 from groupwise.model.engine import LogprobEngine, reference_logprobs
 from groupwise.model.policy import Policy, precision_doubts, quiet_libraries
 from groupwise.observe.progress import duration
@@ -26,6 +28,7 @@ from groupwise.preflight.model import Loaded, TrialStep, load_model, trial_step
 from groupwise.preflight.report import Report
 from groupwise.preflight.sources import check_sources
 from groupwise.preflight.texts import check_ends, check_template, marked, tell_leaks
+from groupwise.preflight.timing import Speed, repeated, tell_network
 from groupwise.rewards.load import Score, load_score
 from groupwise.train.checkpoint_keeper import state_bytes
 from groupwise.train.loop import EpochSource
@@ -85,7 +88,7 @@ def _check_step(
         return
     trial = _check_loss(config, engine, loaded.runtime, source, fit.tokens, report)
     sampled = _check_samples(config, engine, loaded.encoder, heldout[:_TRIAL_PROMPTS], score, loaded.runtime, report)
-    _say_time(config, source, groups, heldout, trial, sampled, report)
+    _say_time(config, source, groups, heldout, trial, sampled, loaded, engine, report)
 
 
 def _check_data(
@@ -196,11 +199,11 @@ def _check_samples(
     score: Score | None,
     runtime: Runtime,
     report: Report,
-) -> float:
-    """Fresh completions of a few held-out prompts and their ground-truth score; returns seconds per prompt."""
+) -> "Drawn":
+    """Fresh completions of a few held-out prompts and their ground-truth score; what was drawn, and the seconds."""
     started = time.perf_counter()
     samples = draw_samples(config, engine, encoder, groups, score, runtime)
-    seconds = (time.perf_counter() - started) / len(groups)
+    seconds = time.perf_counter() - started
     cut = sum(not sample.finished for sample in samples)
     say = report.warning if cut > len(samples) // 2 else report.ok
     most = config.sampling.max_new_tokens
@@ -210,7 +213,20 @@ def _check_samples(
         report.warning(f"eval.score {config.eval.score} gives all {len(scores)} fresh completions {scores[0]:g}")
     elif scores:
         report.ok(f"eval.score {config.eval.score}: {min(scores):.3g} to {max(scores):.3g} for fresh completions")
-    return seconds
+    each = config.eval.samples_per_prompt
+    lengths = [sample.tokens for sample in samples]
+    sizes = [
+        GroupShape(len(group.prompt_ids), tuple(lengths[i * each : (i + 1) * each])) for i, group in enumerate(groups)
+    ]
+    return Drawn(sizes, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Sizes of fresh completions, and the seconds that drawing and judging them took."""
+
+    groups: Sequence[GroupShape]
+    seconds: float
 
 
 def _say_time(
@@ -219,18 +235,39 @@ def _say_time(
     groups: Sequence[Group],
     heldout: Sequence[Group],
     trial: TrialStep,
-    seconds_per_prompt: float,
+    drawn: Drawn,
+    loaded: Loaded,
+    engine: LogprobEngine,
     report: Report,
 ) -> None:
-    """The trial's speed times all there is to do, rather too much; forward passes alone count a third."""
-    trained, held = (sum(map(forward_tokens, part)) for part in (groups, heldout))
+    """By the cost model, at the speed of the trial."""
+    speed = Speed.of_trial(
+        ModelShape.of(engine.policy.model),
+        engine.policy.device.type,
+        learned=(trial.groups, trial.seconds),
+        drawn=(drawn.groups, drawn.seconds),
+        tokens_per_forward=config.run.tokens_per_forward,
+        rows_at_once=config.sampling.rows_at_once,
+        recompute=config.model.gradient_checkpointing,
+    )
+    trained, held = shapes_of(groups), shapes_of(heldout)
     evaluations = source.total_steps // config.eval.every if config.eval.every else 0
-    learning = trained * config.epochs * trial.seconds_per_token
-    reading = (trained + held * (evaluations + 4)) * trial.seconds_per_token / 3
-    sampling = 2 * min(config.eval.prompts, len(heldout)) * seconds_per_prompt
-    whole = duration(learning + reading + sampling)
+    learning = config.epochs * speed.learning(trained, updates=source.total_steps / config.epochs)
+    reading = (evaluations + 3) * speed.reading(held)
+    if config.loss.needs_reference:
+        reading += speed.reading(trained)
+    asked = min(config.eval.prompts, len(heldout))
+    path = min(config.eval.path_prompts, asked) * evaluations
+    sampling = speed.sampling(repeated(drawn.groups, 2 * asked)) + speed.sampling(repeated(drawn.groups, path))
     report.ok(
-        f"time, at the speed of this trial: {whole} for {source.total_steps} steps and "
-        f"{evaluations} evaluations (learning {duration(learning)}, reference and evaluation {duration(reading)}, "
-        f"sampling {duration(sampling)})"
+        f"time, with answers as long as these: {duration(learning + reading + sampling)} for {source.total_steps} "
+        f"steps and {evaluations} evaluations (learning {duration(learning)}, reference and evaluation "
+        f"{duration(reading)}, sampling {duration(sampling)})"
+    )
+    tell_network(
+        speed,
+        config.run.sharding,
+        report,
+        processes=loaded.runtime.processes,
+        steps=(repeated(trained, config.run.groups_per_step), []),
     )

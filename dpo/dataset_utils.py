@@ -27,7 +27,7 @@ from typing import Literal, NamedTuple, TypeAlias, cast
 from groupwise.data.rows import Row, read_rows
 from groupwise.data.text import EncodedGroup, Message, Refused, Text, TextEncoder, TextGroup
 from groupwise.errors import UserError, listed
-from groupwise.groups import Completion, Group, is_informative, ordered_pairs
+from groupwise.groups import Completion, Group, count_pairs, is_informative, ordered_pairs
 
 Columns: TypeAlias = Mapping[str, str | Sequence[str]]
 BadRows: TypeAlias = Literal["refuse", "drop"]
@@ -578,7 +578,7 @@ def _report(groups: Sequence[Group], tally: _Tally) -> DatasetReport:
         ignored_columns=tuple(tally.unused),
         rows_read=tally.rows_read,
         groups_used=len(groups),
-        pairs_used=sum(len(ordered_pairs(group)) for group in groups),
+        pairs_used=sum(map(count_pairs, groups)),
         desirable=desirable,
         undesirable=len(completions) - desirable if labelled else 0,
         dropped=dict(tally.dropped),

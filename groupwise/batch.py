@@ -15,7 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from groupwise.groups import Group, forward_tokens, ordered_pairs
+from groupwise.groups import Completion, Group, forward_tokens, ordered_pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +152,41 @@ def unpack_tokens(batch: GroupBatch, values_T: Tensor) -> list[Tensor]:
     return list(values_T.split(batch.length_R.tolist()))
 
 
+def cut_groups(groups: Sequence[Group], max_tokens: int) -> list[Group]:
+    """Groups longer than a micro-batch as several, each with the prompt and as many completions as fit, at least one.
+
+    Order and completions stay. What is a sum over completions does not notice; the prompt of a group that is cut goes
+    through the network once per part.
+
+    >>> from groupwise.groups import Completion
+    >>> completion = Completion(token_ids=(5, 6, 0), finished=True, score=1.0)
+    >>> whole = Group(key="x:1", prompt_ids=(1, 2), completions=(completion,) * 5)
+    >>> [len(part.completions) for part in cut_groups([whole], max_tokens=6)]
+    [2, 2, 1]
+    """
+    return [part for group in groups for part in _cut(group, max_tokens)]
+
+
+def _cut(group: Group, max_tokens: int) -> list[Group]:
+    if forward_tokens(group) <= max_tokens:
+        return [group]
+    parts: list[list[Completion]] = []
+    room = 0
+    for completion in group.completions:
+        fed = len(completion.token_ids) - 1
+        if not parts or fed > room:
+            parts.append([])
+            room = max_tokens - len(group.prompt_ids)
+        parts[-1].append(completion)
+        room -= fed
+    return [group.replace_completions(part) for part in parts]
+
+
 def split_by_tokens(groups: Sequence[Group], max_tokens: int) -> list[list[Group]]:
     """Cut a list of groups into micro-batches of at most `max_tokens` packed tokens each, keeping the order.
 
-    A group is never cut: one that is longer than `max_tokens` makes a micro-batch of its own. The result of a step
-    does not depend on the cut (losses are sums), only memory does.
+    A group that is longer than `max_tokens` makes a micro-batch of its own (see `cut_groups`). The result of a step
+    does not depend on the split (losses are sums), only memory does.
 
     >>> from groupwise.groups import Completion
     >>> completion = Completion(token_ids=(5, 0), finished=True, score=1.0)

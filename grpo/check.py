@@ -4,7 +4,6 @@ Legend: T completion tokens.
 """
 
 import contextlib
-import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,6 +11,7 @@ import torch
 from rich.console import Console
 
 from groupwise.batch import pack
+from groupwise.cost.shapes import GroupShape, ModelShape
 from groupwise.data.text import TextEncoder
 from groupwise.groups import Completion, Group, forward_tokens, overlapping_prompts
 from groupwise.model.engine import LogprobEngine, reference_logprobs
@@ -25,6 +25,7 @@ from groupwise.preflight.model import TrialStep, load_model, trial_step
 from groupwise.preflight.report import Report
 from groupwise.preflight.sources import check_sources
 from groupwise.preflight.texts import check_ends, check_template, tell_leaks
+from groupwise.preflight.timing import Speed, repeated, tell_network
 from groupwise.rewards.scorer import Scorer
 from groupwise.train.checkpoint_keeper import state_bytes
 from groupwise.train.runtime import Runtime
@@ -212,7 +213,7 @@ def _check_step(
     objective = GrpoObjective(config.loss, config.loss.constant_length or most, temperature=config.sampling.temperature)
     step = trial_step(objective, _as_rollout(part), engine=engine, runtime=runtime, report=report)
     if trial is not None:
-        _say_time(config, len(heldout), trial, step, report)
+        _say_time(config, len(heldout), trial, step, engine, runtime, report)
 
 
 def _filled(longest: Prompt, texts: Sequence[Completion], *, n: int, most: int, tokens: int) -> list[Group]:
@@ -284,23 +285,55 @@ def _check_start(config: GrpoConfig, engine: LogprobEngine, trial: Trial, report
             )
 
 
-def _say_time(config: GrpoConfig, heldout: int, trial: Trial, step: TrialStep, report: Report) -> None:
-    """The trial's speed times all there is to do, rather too much; a forward pass alone counts a third."""
-    per_prompt = (trial.sample_s + trial.score_s) / len(trial.prompts)
-    per_answer = per_prompt / config.rollout.completions_per_prompt
-    tokens = statistics.fmean(
-        len(p.prompt_ids) + sum(len(c.token_ids) - 1 for c in own)
+def _say_time(
+    config: GrpoConfig,
+    heldout: int,
+    trial: Trial,
+    step: TrialStep,
+    engine: LogprobEngine,
+    runtime: Runtime,
+    report: Report,
+) -> None:
+    """By the cost model, at the speed of the trial, with answers as long as the trial's."""
+    answered = [
+        GroupShape(len(p.prompt_ids), tuple(len(c.token_ids) for c in own))
         for p, own in zip(trial.prompts, trial.drawn, strict=True)
+    ]
+    speed = Speed.of_trial(
+        ModelShape.of(engine.policy.model),
+        engine.policy.device.type,
+        learned=(step.groups, step.seconds),
+        drawn=(answered, trial.sample_s),
+        tokens_per_forward=config.run.tokens_per_forward,
+        rows_at_once=config.sampling.rows_at_once,
+        recompute=config.model.gradient_checkpointing,
     )
-    prompts = config.steps * config.run.groups_per_step / config.rollout.updates
-    reading = prompts * tokens * step.seconds_per_token / 3 if config.loss.kl_coefficient > 0 else 0.0
-    learning = prompts * config.rollout.updates * tokens * step.seconds_per_token
-    sampling = prompts * per_prompt
+    rollout = config.run.groups_per_step * config.rollout.minibatches
+    rollouts = config.steps / (config.rollout.updates * config.rollout.minibatches)
+    groups = repeated(answered, rollout)
+    scoring = rollouts * rollout * trial.score_s / len(trial.prompts)
+    sampling = rollouts * speed.sampling(groups) + scoring
+    reference = rollouts * speed.reading(groups) if config.loss.reads_reference_logp else 0.0
+    learning = speed.learning(repeated(answered, config.run.groups_per_step)) * config.steps + reference
     evaluations = config.steps // config.eval.every if config.eval.every else 0
-    judging = heldout * per_answer * (evaluations + 2 * (1 + config.eval.samples_per_prompt))
-    whole = duration(sampling + reading + learning + judging)
+    greedy, sampled = (
+        speed.sampling(repeated(answered, heldout, n=count)) + heldout * count * trial.score_s / len(trial.answers)
+        for count in (1, config.eval.samples_per_prompt)
+    )
+    judging = (evaluations + 2) * greedy + 2 * sampled
+    if config.sampling.engine == "vllm":
+        report.warning("time of rollouts is that of this program's own sampling; servers have a speed of their own")
     report.ok(
-        f"time, at the speed of this trial: {whole} for {config.steps} steps and {evaluations} "
-        f"evaluations (rollouts {duration(sampling)}, learning {duration(learning + reading)}, "
+        f"time, with answers as long as these: {duration(sampling + learning + judging)} for {config.steps} steps and "
+        f"{evaluations} evaluations (rollouts {duration(sampling)}, learning {duration(learning)}, "
         f"evaluation {duration(judging)})"
+    )
+    tell_network(
+        speed,
+        config.run.sharding,
+        report,
+        processes=runtime.processes,
+        steps=(repeated(answered, config.run.groups_per_step), groups if config.loss.reads_reference_logp else []),
+        gathers=1 if config.sampling.engine == "builtin" else 0,
+        servers=len(config.sampling.servers),
     )

@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from groupwise.batch import GroupBatch, pack, split_by_tokens
+from groupwise.batch import GroupBatch, cut_groups, pack, split_by_tokens
 from groupwise.groups import Group, forward_tokens
 from groupwise.model.engine import Extra, LogprobEngine, TokenScores
 from groupwise.observe.metrics import MetricSums
@@ -79,6 +79,11 @@ class GrpoObjective(Objective):
         return tuple(name for name, is_wanted in wanted.items() if is_wanted)
 
     @property
+    def reads_whole_groups(self) -> bool:
+        """What a group says of its completions is in their advantages."""
+        return False
+
+    @property
     def extras(self) -> Collection[Extra]:
         bonus: tuple[Extra, ...] = ("entropy_gradient",) if self._entropy_coefficient > 0 else ()
         return (*bonus, "kl") if self.loss.kl_coefficient > 0 and self.loss.kl_form == "exact" else bonus
@@ -90,7 +95,8 @@ class GrpoObjective(Objective):
         if self.loss.top_entropy == 1:
             return self
         mine: list[float] = []
-        for part in split_by_tokens(runtime.part(groups, forward_tokens), tokens_per_forward):
+        own = runtime.part(cut_groups(groups, tokens_per_forward), forward_tokens)
+        for part in split_by_tokens(own, tokens_per_forward):
             batch = pack(part).to(runtime.device)
             with torch.no_grad():
                 mine += engine.score(batch, temperature=self.temperature).entropy_T.tolist()

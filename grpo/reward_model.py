@@ -20,7 +20,15 @@ from transformers import PreTrainedTokenizerBase
 
 from groupwise.batch import pack, split_by_tokens
 from groupwise.errors import UserError
-from groupwise.groups import PER_TOKEN, Group, NotFinite, forward_tokens, is_informative, ordered_pairs
+from groupwise.groups import (
+    PER_TOKEN,
+    Group,
+    NotFinite,
+    count_pairs,
+    forward_tokens,
+    is_informative,
+    ordered_pairs,
+)
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.policy import Policy
 from groupwise.sections import LoraSection, ModelSection, OptimizerSection
@@ -249,4 +257,4 @@ def _bare(group: Group) -> Group:
 
 
 def _count_pairs(groups: Iterable[Group]) -> int:
-    return sum(len(ordered_pairs(group)) for group in groups)
+    return sum(map(count_pairs, groups))

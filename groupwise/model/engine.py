@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from groupwise.batch import GroupBatch, pack, split_by_tokens, unpack_tokens
+from groupwise.batch import GroupBatch, cut_groups, pack, split_by_tokens, unpack_tokens
 from groupwise.errors import UserError
 from groupwise.groups import Completion, Group, NotFinite
 from groupwise.model.attention import IMPLEMENTATION, RowLayout
@@ -246,15 +246,14 @@ def _with_logprobs(
     tokens_per_forward: int,
     temperature: float,
 ) -> list[Group]:
-    scored: list[Group] = []
-    for part in split_by_tokens(groups, tokens_per_forward):
+    logps: list[Tensor] = []
+    for part in split_by_tokens(cut_groups(groups, tokens_per_forward), tokens_per_forward):
         batch = pack(part).to(engine.policy.device)
         logp_T = engine.score(batch, temperature=temperature).logp_T.cpu()
         if not torch.isfinite(logp_T).all():
             raise NotFinite(f"{what} log-probs are", _not_finite(part, unpack_tokens(batch, logp_T)))
-        attach = with_reference if what == "reference" else _with_sampled
-        scored.extend(attach(part, unpack_tokens(batch, logp_T)))
-    return scored
+        logps.extend(unpack_tokens(batch, logp_T))
+    return (with_reference if what == "reference" else _with_sampled)(groups, logps)
 
 
 @torch.no_grad()
@@ -265,7 +264,7 @@ def sequence_logratios(
 
     Both are at the temperature that the completions were drawn at, so the mean estimates the KL of what is drawn.
     """
-    parts = split_by_tokens(groups, tokens_per_forward)
+    parts = split_by_tokens(cut_groups(groups, tokens_per_forward), tokens_per_forward)
 
     def logps() -> list[Tensor]:
         batches = (pack(part).to(engine.policy.device) for part in parts)

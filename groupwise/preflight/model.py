@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from groupwise.cost.shapes import GroupShape, shapes_of
 from groupwise.data.text import TextEncoder
 from groupwise.groups import Group, forward_tokens
 from groupwise.model.engine import LogprobEngine
@@ -70,13 +71,8 @@ class TrialStep:
 
     loss: float
     grad_norm: float
-    tokens: int
+    groups: Sequence[GroupShape]
     seconds: float
-
-    @property
-    def seconds_per_token(self) -> float:
-        """Of a row's tokens, forward and backward."""
-        return self.seconds / self.tokens
 
 
 def _check_weights(policy: Policy, path: str, report: Report) -> bool:
@@ -110,7 +106,7 @@ def trial_step(
     finally:
         for p in trained:
             p.grad = None
-    trial = TrialStep(sums.means()["loss"], norm, tokens, time.perf_counter() - started)
+    trial = TrialStep(sums.means()["loss"], norm, shapes_of(part), time.perf_counter() - started)
     where = f"one forward and backward pass of {tokens} tokens"
     if not torch.isfinite(torch.tensor(norm)):
         report.error(f"{where}: the gradient is not finite; use another model or model.dtype float32")

@@ -11,7 +11,7 @@ from typing import Self
 from torch import Tensor
 
 from groupwise.batch import GroupBatch
-from groupwise.groups import Group, completion_tokens, ordered_pairs
+from groupwise.groups import Group, completion_tokens, count_pairs
 from groupwise.model.engine import Extra, LogprobEngine, TokenScores
 from groupwise.observe.metrics import MetricSums
 from groupwise.train.runtime import Runtime
@@ -39,7 +39,7 @@ class StepTotals:
             completions=sum(len(group.completions) for group in counted),
             tokens=sum(completion_tokens(group) for group in counted),
             prompt_tokens=sum(len(group.prompt_ids) for group in counted),
-            pairs=sum(len(ordered_pairs(group)) for group in counted),
+            pairs=sum(map(count_pairs, counted)),
         )
 
 
@@ -58,6 +58,11 @@ class Objective(ABC):
     @abstractmethod
     def metric_names(self) -> Sequence[str]:
         """Every name that `loss_sum` adds to its sums, so that a process without groups knows them too."""
+
+    @property
+    def reads_whole_groups(self) -> bool:
+        """Whether the loss of a completion depends on the others of its group, so that a group must not be cut."""
+        return True
 
     @property
     def extras(self) -> Collection[Extra]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from groupwise.batch import pack, split_by_tokens
+from groupwise.batch import cut_groups, pack, split_by_tokens
 from groupwise.groups import Group, NotFinite, forward_tokens
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.sharding import by_layout, total_norm
@@ -40,7 +40,7 @@ def accumulate_gradient(
     for name in ("entropy", *objective.metric_names):
         sums.add(name, 0.0, 0)
     bad: list[Group] = []
-    for part in split_by_tokens(runtime.part(groups, forward_tokens), tokens_per_forward):
+    for part in split_by_tokens(_own(objective, groups, runtime, tokens_per_forward), tokens_per_forward):
         batch = pack(part).to(runtime.device)
         scores = engine.score(batch, temperature=objective.temperature, extras=objective.extras)
         loss_sum = objective.loss_sum(batch, scores, sums)
@@ -86,7 +86,8 @@ def optimizer_step(
     )
     norm = total_norm([p.grad for p in parameters.values() if p.grad is not None])
     if not torch.isfinite(norm):
-        raise NotFinite("the gradient is", _culprits(objective, runtime.part(groups, forward_tokens), engine, runtime))
+        suspects = _own(objective, groups, runtime, tokens_per_forward)
+        raise NotFinite("the gradient is", _culprits(objective, suspects, engine, runtime))
     if max_grad_norm is not None:
         for part in by_layout(parameters.values()):
             nn.utils.clip_grads_with_norm_(part, max_grad_norm, norm)
@@ -104,6 +105,12 @@ def optimizer_step(
         **{f"time/{phase}_s": spent for phase, spent in clock.seconds.items()},
         "tokens_per_second": (totals.prompt_tokens + totals.tokens) / seconds,
     }
+
+
+def _own(objective: Objective, groups: Sequence[Group], runtime: Runtime, tokens_per_forward: int) -> list[Group]:
+    """This process's part of a step; groups that are too long are cut where the objective allows."""
+    whole = groups if objective.reads_whole_groups else cut_groups(groups, tokens_per_forward)
+    return runtime.part(whole, forward_tokens)
 
 
 def _culprits(objective: Objective, suspects: Sequence[Group], engine: LogprobEngine, runtime: Runtime) -> list[Group]:

@@ -18,7 +18,10 @@ from groupwise.train.objective import StepTotals
 from groupwise.train.optimizer import learning_rate, make_optimizer
 from groupwise.train.runtime import Runtime
 from groupwise.train.step import accumulate_gradient, optimizer_step
+from grpo.config import GrpoLossSection
+from grpo.objective import GrpoObjective
 from tests.conftest import random_groups
+from tests.grpo import test_objective as relative
 
 RUNTIME = Runtime()
 
@@ -161,3 +164,37 @@ def test_schedules_end_where_they_should() -> None:
         assert learning_rate(section, 9, 110) == pytest.approx(2.0 * 10 / 11)
         assert learning_rate(section, 60, 110) == pytest.approx(middle)
         assert learning_rate(section, 110, 110) == pytest.approx(end)
+
+
+@pytest.mark.parametrize("tokens_per_forward", [1, 12, 20])
+@pytest.mark.parametrize("name", relative.CHOICES)
+def test_a_group_too_long_for_a_micro_batch_is_cut_and_teaches_the_same(
+    engine: LogprobEngine, name: str, tokens_per_forward: int
+) -> None:
+    """64 answers of 2,048 tokens fit in no memory at once; a group's advantages are all that its members share."""
+    groups = relative.rollout(engine, 3)
+    perturb(engine)
+    section = GrpoLossSection.model_validate(relative.CHOICES[name])
+    objective = GrpoObjective(section, temperature=0.8, constant_length=10)
+    found: list[tuple[Tensor, dict[str, float]]] = []
+    for tokens in (10_000, tokens_per_forward):
+        own = objective.for_step(groups, engine=engine, runtime=RUNTIME, tokens_per_forward=tokens)
+        sums = accumulate_gradient(own, groups, engine=engine, runtime=RUNTIME, tokens_per_forward=tokens)
+        grads = [p.grad for p in engine.policy.trainable().values() if p.grad is not None]
+        found.append((torch.cat([grad.flatten() for grad in grads]), sums.means()))
+        for p in engine.policy.trainable().values():
+            p.grad = None
+    (whole, metrics), (cut, cut_metrics) = found
+    torch.testing.assert_close(cut, whole, atol=1e-12 * whole.abs().max().item(), rtol=1e-9)
+    assert cut_metrics == pytest.approx(metrics, rel=1e-9)
+
+
+def test_reference_log_probs_do_not_depend_on_the_cut(engine: LogprobEngine) -> None:
+    groups = random_groups(3, vocabulary=200, completions=4)
+    whole = reference_logprobs(engine, groups, tokens_per_forward=1000)
+    cut = reference_logprobs(engine, groups, tokens_per_forward=8)
+    for ours, theirs in zip(whole, cut, strict=True):
+        assert ours.key == theirs.key and len(ours.completions) == len(theirs.completions)
+        for one, other in zip(ours.completions, theirs.completions, strict=True):
+            assert one.reference_logp is not None and other.reference_logp is not None
+            torch.testing.assert_close(other.reference_logp, one.reference_logp, atol=1e-12, rtol=1e-9)

@@ -1,0 +1,107 @@
+"""From counts to seconds: a machine is one constant per count. Fitted by `python -m benchmarks.scaling`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from groupwise.cost.work import KINDS, Work
+
+_ROUNDS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Seconds per unit of each count of `Work`."""
+
+    name: str
+    seconds_per: Mapping[str, float]
+
+    def seconds(self, work: Work) -> float:
+        """How long a piece of work takes.
+
+        >>> Machine("made up", {"products": 1e-9}).seconds(Work(products=2e9, calls=7))
+        2.0
+        """
+        return sum(self.seconds_per.get(kind, 0.0) * count for kind, count in zip(KINDS, astuple(work), strict=True))
+
+    def calibrated(self, work: Work, seconds: float) -> "Machine":
+        """The machine of the same proportions on which this work takes that long.
+
+        >>> Machine("made up", {"products": 1e-9}).calibrated(Work(products=1.0), 3.0).seconds(Work(products=2.0))
+        6.0
+        """
+        factor = seconds / self.seconds(work)
+        return Machine(self.name, {kind: factor * value for kind, value in self.seconds_per.items()})
+
+    @classmethod
+    def fitted(cls, name: str, works: Sequence[Work], seconds: Sequence[float]) -> Self:
+        """The machine whose relative errors are least in the mean square; no constant is negative.
+
+        >>> works = [Work(products=1e9), Work(products=1e9, calls=1000.0), Work(calls=500.0)]
+        >>> machine = Machine.fitted("made up", works, [1.0, 2.0, 0.5])
+        >>> [round(machine.seconds(work), 3) for work in works]
+        [1.0, 2.0, 0.5]
+        """
+        measured = np.asarray(seconds, dtype=float)
+        counts = np.asarray([astuple(work) for work in works], dtype=float) / measured[:, None]
+        constants = non_negative_least_squares(counts, np.ones(len(measured)))
+        return cls(name, {kind: float(value) for kind, value in zip(KINDS, constants, strict=True) if value > 0})
+
+
+_CPU = {
+    "rows": Machine(
+        "one core, passes over rows",
+        {"products": 2.853e-11, "attention": 8.508e-11, "table": 4.331e-10, "memory": 1.316e-08, "calls": 1.352e-05},
+    ),
+    "sampling": Machine(
+        "one core, sampling",
+        {"products": 1.538e-11, "table": 5.706e-10, "memory": 4.813e-10, "cache": 9.797e-11, "steps": 0.004367},
+    ),
+}
+"""What `python -m benchmarks.scaling` fits to docs/scaling.json; a test holds them to it."""
+H100 = Machine(
+    "H100 SXM: 989 TFLOP/s in bfloat16 and 3.35 TB/s by its datasheet; products reach 40 % of it, attention 30 %, "
+    "memory 70 %; 5 us per operation that is started",
+    {
+        "products": 1 / (0.40 * 989e12),
+        "attention": 1 / (0.30 * 989e12),
+        "states": 1 / (0.70 * 3.35e12),
+        "table": 1 / (0.70 * 3.35e12),
+        "memory": 1 / (0.70 * 3.35e12),
+        "cache": 1 / (0.70 * 3.35e12),
+        "calls": 5e-6,
+        "steps": 1e-3,
+    },
+)
+"""Assumed, not measured."""
+
+
+def prior(kind: Literal["rows", "sampling"], device: str) -> Machine:
+    """The proportions that a device is taken to have before anything is measured on it."""
+    return _CPU[kind] if device == "cpu" else H100
+
+
+def non_negative_least_squares(
+    matrix: npt.NDArray[np.float64], target: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """x >= 0 for which |matrix x - target| is least, one coordinate after the other until nothing moves.
+
+    >>> non_negative_least_squares(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([2.0, -1.0]))
+    array([2., 0.])
+    """
+    scale = np.linalg.norm(matrix, axis=0)
+    scale[scale == 0] = 1.0
+    unit = matrix / scale
+    gram, pull = unit.T @ unit, unit.T @ target
+    x = np.zeros(matrix.shape[1])
+    for _ in range(_ROUNDS):
+        before = x.copy()
+        for i in range(len(x)):
+            if gram[i, i] > 0:
+                x[i] = max(0.0, x[i] + (pull[i] - gram[i] @ x) / gram[i, i])
+        if np.abs(x - before).max() <= 1e-12 * max(1.0, np.abs(x).max()):
+            break
+    return x / scale
