@@ -112,10 +112,8 @@ def _rows_of_a_server(shape: ModelShape, plan: Plan) -> int:
 def extrapolate() -> None:
     """The table of docs/scaling.md."""
     print(f"{H100.name}\nweights {2 * LLAMA_70B.weights / 1e9:.0f} GB, adapter {adapter_bytes(LLAMA_70B) / 1e9:.2f} GB")
-    print(
-        "| step, tokens per forward | sampling | reference | learning | network | publishing | whole | sent per GPU | activations | host |"
-    )
-    print("|---" * 10 + "|")
+    columns = ("step, tokens per forward", "sampling", "reference", "learning", "network", "publishing", "whole")
+    print("| " + " | ".join((*columns, "sent per GPU", "activations", "host")) + " |\n" + "|---" * 10 + "|")
     for plan, tokens in ((plan, tokens) for plan in PLANS for tokens in (16_384, 40_960)):
         one = step(plan, tokens_per_forward=tokens)
         times = (one.sampling, one.reading, one.learning, one.network, one.publishing, one.seconds)

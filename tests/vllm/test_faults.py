@@ -4,7 +4,7 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def version(engine: LogprobEngine, versions: Versions) -> Iterator[Version]:
 
 
 @contextmanager
-def during(deed: Callable[[], None], after: float) -> Iterator[None]:
+def during(deed: Callable[[], None], after: float) -> Generator[None, None, None]:
     """Something happens while the block runs."""
     timer = threading.Timer(after, deed)
     timer.start()
