@@ -17,9 +17,10 @@ class ModelSection(Section):
     path: str = Field(default="model/base_gpt2", description="folder with a model, or a hub id like owner/name")
     revision: str | None = Field(default=None, description="hub commit or tag; null: the newest")
     dtype: Literal["float32", "bfloat16", "float64"] = Field(default="float32", description="of the base weights")
-    attention: Literal["auto", "shared", "repeat"] = Field(
+    attention: Literal["auto", "shared", "flex", "repeat"] = Field(
         default="auto",
-        description="auto: prompts once per group where the check at load proves it right; repeat: the slow oracle",
+        description="auto: prompts once per group where the check at load proves it right; flex: the same by one "
+        "FlexAttention call, GPU only; repeat: the slow oracle",
     )
     gradient_checkpointing: bool = Field(
         default=False, description="recompute layers in the backward pass; memory, never the result"

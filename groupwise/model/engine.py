@@ -21,6 +21,7 @@ from groupwise.batch import GroupBatch, cut_groups, pack, split_by_tokens, unpac
 from groupwise.errors import UserError
 from groupwise.groups import Completion, Group, NotFinite
 from groupwise.model.attention import IMPLEMENTATION, RowLayout
+from groupwise.model.flex import FlexLayout
 from groupwise.model.head import Reference, log_collision, rounding
 from groupwise.model.policy import Policy
 from groupwise.model.sharding import Pass
@@ -50,20 +51,27 @@ _SMALLEST = pack([Group(key="", prompt_ids=(0,), completions=(Completion(token_i
 class LogprobEngine:
     """Scores packed batches under the active network of a policy.
 
-    `method` is "shared", "repeat", or "auto": shared where the check at load proves it right. `notices` holds a line
-    for the user about each thing that had to run the slow way. With method "shared" a failed check raises RuntimeError.
+    `method` is "shared", "repeat", or "auto": shared where the check at load proves it right. "flex" is shared with the
+    whole row in one FlexAttention call (`layout`). `notices` holds a line for the user about each thing that had to run
+    the slow way. With method "shared" or "flex" a failed check raises RuntimeError.
     """
 
     def __init__(
         self,
         policy: Policy,
-        method: Literal["auto", "shared", "repeat"] = "auto",
+        method: Literal["auto", "shared", "flex", "repeat"] = "auto",
         *,
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
         keep_step: Callable[[Callable[[Pass], None]], Callable[[Pass], None]] | None = None,
     ) -> None:
-        """`keep_step` is the runtime's, for a policy whose layers are spread over processes."""
+        """`keep_step` is the runtime's, for a policy whose layers are spread over processes.
+
+        Raises UserError for flex on a CPU.
+        """
+        if method == "flex" and policy.device.type == "cpu":
+            raise UserError("model.attention flex: FlexAttention has no backward pass on a CPU; set it to auto")
         self.policy = policy
+        self.layout: type[RowLayout | FlexLayout] = FlexLayout if method == "flex" else RowLayout
         self._announce = keep_step(self._run_empty) if keep_step is not None and policy.sharded else None
         self.autocast = autocast
         self.notices: list[str] = []
@@ -81,7 +89,7 @@ class LogprobEngine:
             policy.use_attention(own)
             if policy.sharded:
                 raise UserError(f"run.sharding: this model cannot share prompts ({reason}); set it to none")
-            if method == "shared":
+            if method in ("shared", "flex"):
                 raise RuntimeError(f"this model cannot share prompts: {reason}")
             self.notices.append(f"prompts are not shared, each completion runs alone (slower): {reason}")
 
@@ -150,7 +158,7 @@ class LogprobEngine:
 
     def _shared_states(self, batch: GroupBatch) -> Tensor:
         """What predicts each completion token, [T, D] hidden states (or [T, V] logits), all from one packed row."""
-        layout = RowLayout(batch.spans, batch.input_ids_S.device)
+        layout = self.layout(batch.spans, batch.input_ids_S.device)
         states_S = self._run(batch.input_ids_S, position_ids=batch.position_S[None], row_layout=layout)
         self._check_windows(layout)
         return states_S.index_select(0, batch.source_T)
@@ -185,7 +193,7 @@ class LogprobEngine:
             if backward:
                 (output.sum() * 0).backward()
 
-    def _check_windows(self, layout: RowLayout) -> None:
+    def _check_windows(self, layout: RowLayout | FlexLayout) -> None:
         """A window that lives only in masks we never see would be right on short rows and wrong on long ones."""
         config = self.policy.active.config.get_text_config()
         kinds: set[str] = set(getattr(config, "layer_types", None) or ())
