@@ -59,6 +59,10 @@ class Site:
         for name, value in values.items():
             self._text = self._text.replace(name, str(value))
 
+    def add_to_run(self, keys: str) -> None:
+        """More keys of the section `run`."""
+        self._text = self._text.replace("run: {", f"run: {{{keys}, ")
+
     def command(self, runs: str, loss: str | None = None) -> list[str]:
         """What trains into the folder `runs`, for GRPO by a preset if one is named."""
         text = self._text.replace("RUNS", str(self.folder / runs))
@@ -102,14 +106,26 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
+def transcripts(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "transcripts.jsonl").read_text().splitlines()]
+
+
 def what_was_seen(run: Path) -> list[tuple[Any, ...]]:
     """Keys and completions of every step's groups, in order."""
-    rows = [json.loads(line) for line in (run / "transcripts.jsonl").read_text().splitlines()]
-    return [(row["step"], row["key"], row["completions"]) for row in rows]
+    return [
+        (row["step"], row["key"], [{k: v for k, v in own.items() if k != "advantage"} for own in row["completions"]])
+        for row in transcripts(run)
+    ]
+
+
+def advantages(run: Path) -> list[float]:
+    """Of every completion that has one, in order; a KL in the reward makes them sums of log-probs."""
+    return [own["advantage"] for row in transcripts(run) for own in row["completions"] if "advantage" in own]
 
 
 def assert_equal_to_rounding(one: Path, other: Path) -> None:
     assert what_was_seen(one) == what_was_seen(other)
+    assert advantages(other) == pytest.approx(advantages(one), rel=1e-4, abs=1e-5)
     ours, theirs = weights(one), weights(other)
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
@@ -146,6 +162,22 @@ def test_two_processes_learn_what_one_learns_by_every_preset(
         run_processes(processes, ["tests/train/several_runs.py", *configs])
     for preset in PRESETS:
         assert_equal_to_rounding(tmp_path / f"{preset}-1" / "run", tmp_path / f"{preset}-2" / "run")
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_bfloat16_with_float32_adapters_learns_alike(tiny_model: Path, tmp_path: Path, sharding: str) -> None:
+    """Two processes cut a step into other rows, whose sums round to 8 bits elsewhere; the adapters keep 24."""
+    site = Site(tmp_path, tiny_model, "dpo", sharding, "adapter")
+    site.add_to_run("mixed_precision: bf16")
+    one, two = site.run("one", 1), site.run("two", 2)
+    assert what_was_seen(one) == what_was_seen(two)
+    for name, value in weights(one).items():
+        assert value.dtype == torch.float32
+        assert torch.allclose(weights(two)[name], value, atol=1.5e-2), name  # of five steps of 1e-2 at most
+    losses = [
+        [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, two)
+    ]
+    assert losses[1] == pytest.approx(losses[0], abs=0.02)
 
 
 @pytest.mark.parametrize(("method", "sharding", "trained"), KINDS)
