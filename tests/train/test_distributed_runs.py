@@ -159,7 +159,7 @@ def test_two_processes_learn_what_one_learns_by_every_preset(
     site = Site(tmp_path, tiny_model, "grpo", sharding, trained)
     for processes in (1, 2):
         configs = [site.command(f"{preset}-{processes}", loss=preset)[-1] for preset in PRESETS]
-        run_processes(processes, ["tests/train/several_runs.py", *configs])
+        run_processes(processes, ["tests/train/several_runs.py", *configs], limit=1500)
     for preset in PRESETS:
         assert_equal_to_rounding(tmp_path / f"{preset}-1" / "run", tmp_path / f"{preset}-2" / "run")
 
