@@ -61,7 +61,11 @@ def start_processes(count: int, arguments: list[str]) -> list[subprocess.Popen[s
 def run_processes(count: int, arguments: list[str], *, exit_code: int = 0, limit: float = 240) -> str:
     """Start them and wait for the end, at most `limit` seconds; what they print."""
     started = start_processes(count, arguments)
-    outputs = [process.communicate(timeout=limit)[0] for process in started]
+    try:
+        outputs = [process.communicate(timeout=limit)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()  # of one that is over nothing comes; of one that hangs nobody else would be rid
     assert [process.returncode for process in started] == [exit_code] * count, "\n".join(outputs)
     return "\n".join(outputs)
 
