@@ -1,16 +1,16 @@
-"""What a rollout costs the processes that hold it, with no model at all: memory, pickling between processes, packing.
+"""What a rollout costs the processes that hold it, with no model at all: memory, exchange, packing.
 
 python -m benchmarks.scaling_host [--prompts 200] [--group 64] [--tokens 256]
 """
 
 import argparse
-import pickle
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
 import torch
+from torch import distributed
 
 from groupwise.batch import cut_groups, pack, split_by_tokens
 from groupwise.groups import Completion, Group, forward_tokens
@@ -55,6 +55,13 @@ def timed(name: str, count: int, deed: Callable[[], Result]) -> Result:
     return result
 
 
+def exchanged(groups: list[Group]) -> list[list[Group] | None]:
+    """What the only process of a group gets of what it sends: once written, once read."""
+    received: list[list[Group] | None] = [None]
+    distributed.all_gather_object(received, groups)
+    return received
+
+
 def with_advantages(groups: list[Group]) -> list[Group]:
     scores = [[c.score for c in group.completions] for group in groups]
     found = group_advantages(scores, scale="group_std")
@@ -82,14 +89,14 @@ def main() -> None:
     groups = made_up(args.prompts, args.group, args.tokens)
     print(f"held: {(resident_bytes() - before) / tokens:.0f} bytes per completion token")
     print(f"{count} completions of {args.tokens} tokens\n| part | CPU per 10,000 completions |\n|---|---|")
-    sent = timed("pickled for the other processes", count, lambda: pickle.dumps(groups))
-    timed("unpickled, on every process", count, lambda: pickle.loads(sent))
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    timed("written for the other processes and read by one", count, lambda: exchanged(groups))
     groups = timed("advantages", count, lambda: with_advantages(groups))
     timed("counts of the step", count, lambda: StepTotals.of(groups))
     parts = timed("cut to 8,192 tokens", count, lambda: cut_groups(groups, 8192))
     timed("dealt to 64 processes", count, lambda: deal([forward_tokens(part) for part in parts], 64))
     timed("packed, all on one process", count, lambda: [len(pack(p).keys) for p in split_by_tokens(parts, 8192)])
-    print(f"sent: {len(sent) / tokens:.1f} bytes per completion token")
+    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

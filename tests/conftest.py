@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 import transformers
@@ -19,6 +20,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no defect of the code
+hypothesis.settings.load_profile("untimed")
 # What starts pytest in the background may have switched Ctrl-C off.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 TEXTS = [
