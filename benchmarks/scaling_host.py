@@ -7,6 +7,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import torch
@@ -89,7 +90,8 @@ def main() -> None:
     groups = made_up(args.prompts, args.group, args.tokens)
     print(f"held: {(resident_bytes() - before) / tokens:.0f} bytes per completion token")
     print(f"{count} completions of {args.tokens} tokens\n| part | CPU per 10,000 completions |\n|---|---|")
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    with TemporaryDirectory() as folder:
+        distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
     timed("written for the other processes and read by one", count, lambda: exchanged(groups))
     groups = timed("advantages", count, lambda: with_advantages(groups))
     timed("counts of the step", count, lambda: StepTotals.of(groups))
