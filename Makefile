@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test test-peer test-distributed test-vllm lint clean
+.PHONY: help demo test test-slow test-extras test-peer test-distributed test-vllm lint clean
 help:
 	@sed -n '1,2s/^# //p' Makefile
 
@@ -28,6 +28,16 @@ lint: $(VENV)/ready-dev
 test: lint
 	$(RUN) -m pytest -n auto --dist loadfile
 
+# Runs killed inside a save and continued, a reward that is gamed: a minute and more each.
+test-slow: $(VENV)/ready-dev
+	$(RUN) -m pytest -m slow
+
+# What needs heavy libraries, which every start of a program would pay for: four-bit weights. Installed apart.
+test-extras:
+	test -x .venv-extras/bin/python || $(PYTHON) -m venv .venv-extras
+	.venv-extras/bin/python -m pip install --quiet -r requirements-dev.txt bitsandbytes==0.50.2
+	.venv-extras/bin/python -m pytest tests/model/test_nf4.py
+
 # Do losses agree with those of TRL? It is installed apart, and nothing else needs it.
 test-peer:
 	test -x .venv-peer/bin/python || $(PYTHON) -m venv .venv-peer
@@ -44,6 +54,6 @@ test-vllm: $(VENV)/ready-dev
 	$(RUN) -m pytest -m vllm tests/vllm
 
 clean:
-	rm -rf $(VENV) .venv-peer .venv-vllm runs .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-extras .venv-peer .venv-vllm runs .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find data/processed -type f ! -name .gitkeep -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

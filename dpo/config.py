@@ -13,7 +13,7 @@ from groupwise.sections import (
     OptimizerSection,
     RunSection,
     SamplingSection,
-    check_sharding,
+    check_storage,
 )
 
 
@@ -69,5 +69,5 @@ class DpoConfig(Section):
 
     @model_validator(mode="after")
     def _sharding_fits(self) -> Self:
-        check_sharding(self.run, self.lora, self.loss)
+        check_storage(self.model, self.run, self.lora, self.loss)
         return self

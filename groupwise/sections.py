@@ -22,6 +22,10 @@ class ModelSection(Section):
         description="auto: prompts once per group where the check at load proves it right; flex: the same by one "
         "FlexAttention call, GPU only; repeat: the slow oracle",
     )
+    quantization: Literal["none", "nf4"] = Field(
+        default="none",
+        description="nf4: linear layers lie in memory in four bits and an adapter learns on top (QLoRA)",
+    )
     gradient_checkpointing: bool = Field(
         default=False, description="recompute layers in the backward pass; memory, never the result"
     )
@@ -100,8 +104,20 @@ class ReferenceSchedule(Section):
         return 1.0 if self.reference == "copy" else self.reference_mix
 
 
-def check_sharding(run: "RunSection", lora: LoraSection | None, schedule: ReferenceSchedule) -> None:
-    """Raise ValueError for what weights that are spread over processes do not allow."""
+def check_storage(
+    model: ModelSection, run: "RunSection", lora: LoraSection | None, schedule: ReferenceSchedule
+) -> None:
+    """Raise ValueError for ways of holding weights that do not go with each other, or with what is asked of them."""
+    if model.quantization != "none" and lora is None:
+        raise ValueError(
+            f"model.quantization {model.quantization}: four-bit weights cannot be trained; train an adapter on top of "
+            "them (lora), or set it to none"
+        )
+    if model.quantization != "none" and run.sharding != "none":
+        raise ValueError(
+            f"model.quantization {model.quantization}: four-bit weights are not spread over processes; set "
+            "run.sharding to none, for they are a quarter of what they were, or quantization to none"
+        )
     if run.sharding != "none" and lora is None and schedule.reference != "frozen":
         raise ValueError(
             f"loss.reference {schedule.reference} would exchange all weights, which run.sharding {run.sharding} "

@@ -15,7 +15,7 @@ from groupwise.sections import (
     RewardSection,
     RunSection,
     ScoringSection,
-    check_sharding,
+    check_storage,
 )
 from groupwise.servers.settings import ServedSamplingSection
 from grpo.presets import PRESETS, SOURCES, unread_keys
@@ -333,7 +333,7 @@ class GrpoConfig(Section):
 
     @model_validator(mode="after")
     def _sharding_fits(self) -> Self:
-        check_sharding(self.run, self.lora, self.loss)
+        check_storage(self.model, self.run, self.lora, self.loss)
         return self
 
     @model_validator(mode="after")

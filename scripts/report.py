@@ -47,9 +47,7 @@ def read_any(path: Path) -> RunRecord:
     if not folder.config.is_file():
         raise UserError(f"{folder.config}: is missing, so {path} is no run's folder")
     config = load_matching_config((DpoConfig, GrpoConfig), folder.config)
-    return (
-        dpo.report.record(folder, config) if isinstance(config, DpoConfig) else grpo.report.record(folder, config)
-    )
+    return dpo.report.record(folder, config) if isinstance(config, DpoConfig) else grpo.report.record(folder, config)
 
 
 if __name__ == "__main__":

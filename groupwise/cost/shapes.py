@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from groupwise.batch import Span
 from groupwise.groups import Group
+from groupwise.model.nf4 import weight_count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ class ModelShape:
                 adapter += weight.numel()
                 adapted += ".lora_A." in name
             else:
-                linear += weight.numel()
+                linear += weight_count(weight)
         return cls(
             layers=int(config.num_hidden_layers),
             width=int(config.hidden_size),

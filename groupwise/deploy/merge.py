@@ -116,8 +116,8 @@ def export_merged(
 
 @torch.no_grad()
 def write_merged(policy: Policy, config: TrainedConfig, folder: Path) -> None:
-    """The base as its publisher wrote it, with every trained weight put in, as safetensors; and the tokenizer."""
-    network = load_network(config.model)
+    """The base as its publisher wrote it, with every weight that is another now, as safetensors; and the tokenizer."""
+    network = load_network(config.model.model_copy(update={"quantization": "none"}))
     for name, weight in policy.merged_weights():
         network.get_parameter(name).copy_(weight)
     network.save_pretrained(str(folder), safe_serialization=True)

@@ -32,6 +32,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from groupwise.errors import UserError
 from groupwise.model.head import OutputHead, head_error
 from groupwise.model.heap import return_what_is_freed
+from groupwise.model.nf4 import is_nf4, loading_options, plain_weight, run_exactly, stored_transposed
 from groupwise.model.sharding import gathered, shard, whole_tensor
 from groupwise.sections import LoraSection, ModelSection
 
@@ -62,6 +63,8 @@ class Policy:
         """`base_file` is where the base may be loaded from again, so that without LoRA no copy of it is held."""
         self.tokenizer = tokenizer
         self.model = model
+        if lora is None and any(is_nf4(module) for module in model.modules()):
+            raise UserError("lora: null: the weights of this model are stored in four bits; train an adapter instead")
         _as_one_function(model)
         self._peft: PeftModel | None = None
         self._frozen: PreTrainedModel | None = None
@@ -346,10 +349,11 @@ class Policy:
 
     @torch.no_grad()
     def merged_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and value of every weight that training changed, as one plain network holds it, in the base's dtype.
+        """Name and value of every weight in which one plain network, in the base's dtype, differs from its file.
 
-        Base and update are added in float32 or wider and rounded once. Without an adapter these are all weights.
-        Raises UserError for an adapted layer that shares its weight with another: the other one would change too.
+        Base and update are added in float32 or wider and rounded once; four-bit weights are those that training saw.
+        Without an adapter these are all weights. Raises UserError for an adapted layer that shares its weight with
+        another: the other one would change too.
         """
         if self._peft is None:
             yield from self.model.named_parameters()
@@ -357,15 +361,15 @@ class Policy:
         holders = Counter(id(p) for _, p in self.model.named_parameters(remove_duplicate=False))
         for name, layer in self.model.named_modules():
             if isinstance(layer, LoraLayer):
-                base = cast(Tensor, layer.get_base_layer().weight)
-                if holders[id(base)] > 1:
+                base = layer.get_base_layer()
+                if holders[id(base.weight)] > 1:
                     raise UserError(
                         f"{name}: has an adapter and shares its weight with another layer, so it cannot be merged; "
                         "serve the adapter beside its base instead"
                     )
-                wide = torch.promote_types(base.dtype, torch.float32)
-                update = cast(Any, layer).get_delta_weight("default")
-                yield f"{name}.weight", (base.to(wide) + update.to(wide)).to(base.dtype)
+                yield f"{name}.weight", _plain(base, cast(Tensor, cast(Any, layer).get_delta_weight("default")))
+            elif is_nf4(layer) and not name.endswith(".base_layer"):
+                yield f"{name}.weight", _plain(layer)
 
     def base_fingerprint(self) -> str:
         """SHA-256 over the base as it is in memory: configuration, and names, dtypes and bytes of weights."""
@@ -421,15 +425,20 @@ class Policy:
 
 
 def load_network(section: ModelSection) -> PreTrainedModel:
-    """The base model as its publisher wrote it, on the CPU.
+    """The base model as its publisher wrote it, or stored in four bits where the section says so, on the CPU.
 
-    Raises UserError when the path holds no model, or when its weights are not safetensors.
+    Raises UserError when the path holds no model, when its weights are not safetensors, or when four bits need what is
+    not here.
     """
+    dtype = _DTYPES[section.dtype]
+    stored = {} if section.quantization == "none" else loading_options(dtype)
     with _loading(section) as options:
         config = AutoConfig.from_pretrained(section.path, **options)
-        return AutoModelForCausalLM.from_pretrained(
-            section.path, config=config, dtype=_DTYPES[section.dtype], use_safetensors=True, **options
+        network: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            section.path, config=config, dtype=dtype, use_safetensors=True, **stored, **options
         )
+    run_exactly(network)
+    return network
 
 
 def precision_doubts(model: ModelSection, lora: LoraSection | None) -> list[str]:
@@ -477,6 +486,15 @@ def _is_full_precision_linear(layer: nn.Module) -> bool:
     return _is_linear(layer) and layer.get_parameter("weight").dtype in (torch.float32, torch.float64)
 
 
+def _plain(layer: nn.Module, update: Tensor | None = None) -> Tensor:
+    """A layer's weight with an update, as the layer has it in a plain network; added wide, rounded once."""
+    weight = plain_weight(layer) if is_nf4(layer) else layer.get_parameter("weight").detach()
+    if update is not None:
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        weight = (weight.to(wide) + update.to(wide)).to(weight.dtype)
+    return weight.T if is_nf4(layer) and stored_transposed(layer) else weight
+
+
 @torch.no_grad()
 def _folded_layer(layer: LoraLayer, *, with_update: bool) -> nn.Module:
     """The layer without side path: its base, or a copy of the base with another weight."""
@@ -499,7 +517,7 @@ def _without_adapter(model: nn.Module) -> list[str] | None:
     own_forward = {
         name.rsplit(".", 1)[-1]
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
+        if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward and not is_nf4(module)
     }
     recurrent = any("mamba" in type(module).__name__.lower() for module in model.modules())
     return sorted(own_forward | set(_BYPASSED_BY_MAMBA if recurrent else ())) or None

@@ -151,12 +151,16 @@ def _truncates(section: SamplingSection) -> bool:
 
 
 def _folded_bytes(engine: LogprobEngine, width: int) -> int:
-    """Weights of the layers that decoding replaces: those with an adapter, or under autocast a cast copy of all."""
+    """Weights of the layers that decoding replaces: those with an adapter, or under autocast a cast copy of all.
+
+    Four-bit ones stay as they are.
+    """
     model: PreTrainedModel = engine.policy.active
     if engine.autocast_dtype is not None:
-        return 2 * sum(p.numel() for p in model.parameters())
+        return 2 * sum(p.numel() for p in model.parameters() if p.is_floating_point())
     adapted = {name for name, _ in model.named_modules() if name.endswith(".base_layer")}
-    return sum(model.get_parameter(f"{name}.weight").numel() * width for name in adapted)
+    weights = (model.get_parameter(f"{name}.weight") for name in adapted)
+    return sum(weight.numel() * width for weight in weights if weight.is_floating_point())
 
 
 # --- what there is

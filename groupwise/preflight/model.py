@@ -16,6 +16,7 @@ from groupwise.cost.shapes import GroupShape, shapes_of
 from groupwise.data.text import TextEncoder
 from groupwise.groups import Group, forward_tokens
 from groupwise.model.engine import LogprobEngine
+from groupwise.model.nf4 import weight_count
 from groupwise.model.policy import Policy
 from groupwise.preflight.folder import check_disk
 from groupwise.preflight.report import Report
@@ -56,7 +57,7 @@ def load_model(
         policy = Policy.load(model, lora, seed=run.seed, device=runtime.device, keep_base=keep_base)
         encoder = encode(policy)
         trained = sum(p.numel() for p in policy.trainable().values())
-        everything = sum(p.numel() for p in policy.model.parameters())
+        everything = sum(weight_count(p) for p in policy.model.parameters())
         report.ok(f"{model.path}: {everything:,} weights, {trained:,} of them trained, on {policy.device}")
         sound = _check_weights(policy, model.path, report)
         with report.guard():

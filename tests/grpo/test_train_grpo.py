@@ -399,6 +399,7 @@ def verdict_of(tmp_path: Path, *flags: str) -> dict[str, str]:
     return json.loads((tmp_path / "run" / "summary.json").read_text())["verdict"]
 
 
+@pytest.mark.slow
 def test_a_reward_that_pays_for_length_alone_is_called_gamed(tmp_path: Path) -> None:
     """It is also what counts as right, so nothing independent tells; length explains every reward."""
     pays = "[{name: length, options: {scale: 36}}]"

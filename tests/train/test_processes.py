@@ -100,7 +100,7 @@ def small_run(tmp_path: Path, tiny_model: Path, runs: str) -> list[str]:
     return ["grpo/train_grpo.py", "--config", str(config)]
 
 
-@pytest.mark.parametrize("updates", ["1", "2"])
+@pytest.mark.parametrize("updates", [pytest.param("1", marks=pytest.mark.distributed), "2"])
 def test_a_whole_run_is_the_same_to_rounding(tiny_model: Path, tmp_path: Path, updates: str) -> None:
     """Rollouts are shared by prompts whose random numbers are their own, so both runs see the same answers."""
     adapters: list[dict[str, torch.Tensor]] = []
@@ -114,6 +114,7 @@ def test_a_whole_run_is_the_same_to_rounding(tiny_model: Path, tmp_path: Path, u
     assert any(value.abs().max() > 0 for name, value in adapters[0].items() if "lora_B" in name)
 
 
+@pytest.mark.distributed
 def test_all_processes_skip_and_stop_together(tiny_model: Path, tmp_path: Path) -> None:
     """A step that is infinite in one process's share is skipped by all: none waits for another for ever."""
     arguments = small_run(tmp_path, tiny_model, "runs")
