@@ -32,11 +32,11 @@ test: lint
 test-slow: $(VENV)/ready-dev
 	$(RUN) -m pytest -m slow
 
-# What needs heavy libraries, which every start of a program would pay for: four-bit weights. Installed apart.
+# What needs libraries that not everybody wants, installed apart: four-bit weights, DeepSpeed.
 test-extras:
 	test -x .venv-extras/bin/python || $(PYTHON) -m venv .venv-extras
-	.venv-extras/bin/python -m pip install --quiet -r requirements-dev.txt bitsandbytes==0.50.2
-	.venv-extras/bin/python -m pytest tests/model/test_nf4.py
+	.venv-extras/bin/python -m pip install --quiet -r requirements-dev.txt bitsandbytes==0.50.2 deepspeed==0.19.8
+	.venv-extras/bin/python -m pytest -m "distributed or not distributed" tests/model/test_nf4.py tests/train/test_zero.py
 
 # Do losses agree with those of TRL? It is installed apart, and nothing else needs it.
 test-peer:

@@ -42,6 +42,7 @@ def prepare(config: DpoConfig, runtime: Runtime) -> Prepared:
         keep_base=config.loss.steps_run_reference,
         mesh=runtime.mesh,
     )
+    runtime.spread_policy(policy, config.optimizer)
     data = config.data
     encoder = make_encoder(policy, config)
     groups, report = load_part(data.train, data.split, encoder, config)

@@ -118,10 +118,30 @@ def check_storage(
             f"model.quantization {model.quantization}: four-bit weights are not spread over processes; set "
             "run.sharding to none, for they are a quarter of what they were, or quantization to none"
         )
+    if run.zero_settings is not None and not run.sharding.startswith("zero"):
+        raise ValueError("run.zero_settings is read by run.sharding zero2 and zero3 alone; remove it, or set that")
+    if run.sharding.startswith("zero"):
+        _check_zero(model, run, lora, schedule)
     if run.sharding != "none" and lora is None and schedule.reference != "frozen":
         raise ValueError(
             f"loss.reference {schedule.reference} would exchange all weights, which run.sharding {run.sharding} "
             "spreads over processes; train an adapter (lora), or set run.sharding to none"
+        )
+
+
+def _check_zero(model: ModelSection, run: "RunSection", lora: LoraSection | None, schedule: ReferenceSchedule) -> None:
+    """Raise ValueError for what DeepSpeed does not do, and `none` or `fsdp2` do."""
+    if schedule.reference != "frozen":
+        raise ValueError(f"loss.reference {schedule.reference} does not go with run.sharding {run.sharding}; set fsdp2")
+    if run.on_not_finite == "skip":
+        raise ValueError(
+            f"run.on_not_finite skip: run.sharding {run.sharding} cannot take back what a step has added; set it to "
+            "stop, or run.sharding to fsdp2"
+        )
+    if model.dtype == "float64" or (lora is None and model.dtype != "float32"):
+        raise ValueError(
+            f"model.dtype {model.dtype}: run.sharding {run.sharding} keeps what it trains in float32; set float32 "
+            "(run.mixed_precision bf16 computes in bfloat16)"
         )
 
 
@@ -251,9 +271,13 @@ class RunSection(Section):
     mixed_precision: Literal["no", "bf16"] = Field(
         default="no", description="bf16: forward passes in bfloat16, weights as they are"
     )
-    sharding: Literal["none", "fsdp2"] = Field(
+    sharding: Literal["none", "fsdp2", "zero2", "zero3"] = Field(
         default="none",
-        description="several processes: none: each holds the whole model; fsdp2: each holds a part of every layer",
+        description="several processes: none: each holds the whole model; fsdp2: each holds a part of every layer; "
+        "zero2, zero3: DeepSpeed spreads gradients and optimizer state, zero3 weights too",
+    )
+    zero_settings: str | None = Field(
+        default=None, description="zero2, zero3: JSON file with DeepSpeed's section zero_optimization"
     )
     trackers: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = Field(
         default=(), description="also send metrics there, through Accelerate; metrics.jsonl is always written"

@@ -353,6 +353,8 @@ class GrpoConfig(Section):
                 "sampling.engine vllm hands adapters to the servers, and lora null trains all weights; set lora.rank, "
                 "or sampling.engine to builtin"
             )
+        if self.run.sharding == "zero3":
+            raise ValueError("sampling.engine vllm needs adapters whole; set run.sharding to fsdp2, zero2 or none")
         if self.source != "policy":
             raise ValueError(f"sampling.engine vllm samples the policy; with rollout.source {self.source} remove it")
         if self.sampling.ahead:

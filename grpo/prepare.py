@@ -42,6 +42,7 @@ def prepare(config: GrpoConfig, scorer: Scorer, runtime: Runtime, faults: FaultL
         keep_base=config.steps_run_base,
         mesh=runtime.mesh,
     )
+    runtime.spread_policy(policy, config.optimizer)
     data = config.data
     encoder = make_encoder(policy, config)
     train, report = load_prompts(

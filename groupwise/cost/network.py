@@ -11,7 +11,7 @@ def step_bytes(
     shape: ModelShape,
     *,
     processes: int,
-    sharding: Literal["none", "fsdp2"],
+    sharding: Literal["none", "fsdp2", "zero2", "zero3"],
     learning: int,
     reading: int = 0,
     rollouts: int = 0,
@@ -19,7 +19,8 @@ def step_bytes(
     """What one process sends in a step of `learning` micro-batches, besides `reading` passes without gradients.
 
     A ring sends (p - 1) / p of what it gathers or scatters, twice that of what it sums. Sharded layers are gathered in
-    every forward and every backward pass, and once for each of `rollouts` samplings by this program.
+    every forward and every backward pass, and once for each of `rollouts` samplings by this program. ZeRO's stage 2
+    scatters gradients in every backward pass and gathers weights once per step; stage 3 is counted as FSDP2.
 
     >>> one = ModelShape(layers=1, width=2, vocabulary=3, heads=1, kv_heads=1, head_width=2, linear=48, adapter=10)
     >>> step_bytes(one, processes=2, sharding="none", learning=3)
@@ -33,6 +34,8 @@ def step_bytes(
     whole = _FLOAT32 * shape.trained
     if sharding == "none":
         return 2 * share * whole
+    if sharding == "zero2":
+        return share * whole * (learning + 1)
     layers = shape.itemsize * shape.linear
     gathered = share * layers * (2 * learning + reading + rollouts)
     if shape.adapter:

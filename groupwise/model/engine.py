@@ -146,8 +146,7 @@ class LogprobEngine:
 
     def _states(self, batch: GroupBatch, method: Method) -> Tensor:
         """What predicts each completion token, [T, D] hidden states (or [T, V] logits where the head is not ours)."""
-        with self.autocast():
-            return self._shared_states(batch) if method == "shared" else self._repeated_states(batch)
+        return self._shared_states(batch) if method == "shared" else self._repeated_states(batch)
 
     @torch.no_grad()
     def _reference(self, batch: GroupBatch, method: Method) -> Reference:
@@ -181,9 +180,14 @@ class LogprobEngine:
         model = self.policy.active
         if self._announce is not None:
             self._announce((model is not self.policy.model, torch.is_grad_enabled()))
-        if self.policy.head_error is None:
-            return model.base_model(input_ids=input_ids[None], use_cache=False, **layout).last_hidden_state[0]
-        return model(input_ids=input_ids[None], use_cache=False, **layout).logits[0]
+
+        def outputs() -> Tensor:
+            with self.autocast():
+                if self.policy.head_error is None:
+                    return model.base_model(input_ids=input_ids[None], use_cache=False, **layout).last_hidden_state[0]
+                return model(input_ids=input_ids[None], use_cache=False, **layout).logits[0]
+
+        return self.policy.run(outputs)
 
     def _run_empty(self, kind: Pass) -> None:
         """A pass over one made-up token, for other processes' sake; its gradients are 0."""
@@ -191,7 +195,7 @@ class LogprobEngine:
         with self.policy.base() if frozen else contextlib.nullcontext(), torch.set_grad_enabled(backward):
             output = self._states(_SMALLEST.to(self.policy.device), self.method)
             if backward:
-                (output.sum() * 0).backward()
+                self.policy.backward(output.sum() * 0)
 
     def _check_windows(self, layout: RowLayout | FlexLayout) -> None:
         """A window that lives only in masks we never see would be right on short rows and wrong on long ones."""

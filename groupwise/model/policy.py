@@ -13,7 +13,7 @@ import hashlib
 import json
 import warnings
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +34,7 @@ from groupwise.model.head import OutputHead, head_error
 from groupwise.model.heap import return_what_is_freed
 from groupwise.model.nf4 import is_nf4, loading_options, plain_weight, run_exactly, stored_transposed
 from groupwise.model.sharding import gathered, shard, whole_tensor
+from groupwise.model.zero import Zero
 from groupwise.sections import LoraSection, ModelSection
 
 _REFERENCE = "reference.safetensors"
@@ -78,7 +79,8 @@ class Policy:
             model.requires_grad_(True)
         else:
             self._peft = _add_adapter(model, lora, seed)
-        self.sharded = False  # whether layers are spread over processes
+        self.sharded = False  # whether weights, or what is learned of them, are spread over processes
+        self._zero: Zero | None = None
         self._in_base = False
         self._moved: dict[str, Tensor] | None = None  # trained weights of a reference that left the base
         self._in_moved = False
@@ -129,6 +131,36 @@ class Policy:
             shard(network, mesh, whole=adapter)
             cast(nn.Module, network).to(device)
         self.sharded = True
+
+    def spread_by(self, spread: Callable[[PreTrainedModel], Zero]) -> Zero:
+        """Let ZeRO hold the model from now on; a frozen copy stays whole."""
+        self._base_hash = self.base_fingerprint()
+        self._zero = spread(self.model)
+        self.sharded = True
+        return self._zero
+
+    def run(self, work: Callable[[], Tensor]) -> Tensor:
+        """A forward pass of the active network, as whoever holds its weights wants it run."""
+        return work() if self._zero is None or self.active is not self.model else self._zero.run(work)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a loss of this process; losses of several processes are summed."""
+        if self._zero is None:
+            loss.backward()
+        else:
+            self._zero.backward(loss)
+
+    @contextlib.contextmanager
+    def _gathered(self) -> Generator[None, None, None]:
+        """Inside, this process holds all weights and needs nobody else. Every process enters and leaves."""
+        if self._zero is not None:
+            with self._zero.gathered():
+                yield
+        elif self.sharded:
+            with gathered(self.active):
+                yield
+        else:
+            yield
 
     @property
     def active(self) -> PreTrainedModel:
@@ -300,7 +332,7 @@ class Policy:
         away, so the side paths stay and weights are only cast once instead of at every token. Base weights are never
         written.
         """
-        with gathered(self.active) if self.sharded else contextlib.nullcontext():
+        with self._gathered():
             head = self.active.get_output_embeddings()
             swapped: list[tuple[nn.Module, str, nn.Module]] = []
             for parent in list(self.active.modules()):
@@ -381,20 +413,21 @@ class Policy:
         Where layers are spread over processes all of them call, and one `writes`. Raises UserError when the disk does
         not take it.
         """
-        spread = self.sharded and self._peft is None
-        whole = {k: whole_tensor(v) for k, v in self.model.state_dict().items()} if spread else None
-        if not writes:
-            return
-        try:
-            if self._peft is not None:
-                self.save_adapter(folder)
-            else:
-                self.model.save_pretrained(str(folder), safe_serialization=True, state_dict=whole)
-            self.tokenizer.save_pretrained(str(folder))
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{folder}: cannot be written: {error}; mend that, and the same command goes on where it stopped"
-            ) from error
+        with self._zero.gathered() if self._zero is not None else contextlib.nullcontext():
+            spread = self.sharded and self._peft is None
+            whole = {k: whole_tensor(v) for k, v in self.model.state_dict().items()} if spread else None
+            if not writes:
+                return
+            try:
+                if self._peft is not None:
+                    self.save_adapter(folder)
+                else:
+                    self.model.save_pretrained(str(folder), safe_serialization=True, state_dict=whole)
+                self.tokenizer.save_pretrained(str(folder))
+            except (OSError, SafetensorError) as error:
+                raise UserError(
+                    f"{folder}: cannot be written: {error}; mend that, and the same command goes on where it stopped"
+                ) from error
 
     def save_adapter(self, folder: Path) -> None:
         """Write the PEFT adapter alone; same weights, same bytes. Raises ValueError for a policy without one."""

@@ -1,4 +1,4 @@
-"""Weights spread over processes (FSDP2): each holds a part of every layer and gathers a layer's whole when it runs.
+"""Weights spread over processes by FSDP2: each holds a part of every layer and gathers a layer's whole when it runs.
 
 Only the repeated layers are spread, for they are nearly all of a model; embeddings, the output head and adapters stay
 whole everywhere, so that log-probs are computed, and adapters trained and saved, as ever. Gradients of spread weights
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from groupwise.errors import UserError
+from groupwise.model import zero
 
 Pass = tuple[bool, bool]
 """Of a forward pass: whether it runs the frozen copy, and whether a backward pass follows."""
@@ -64,7 +65,10 @@ def gathered(network: PreTrainedModel) -> Generator[None, None, None]:
 
 def whole_tensor(value: Tensor) -> Tensor:
     """All of a tensor, of which this process may hold a part. Every process asks for the same ones in one order."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    if isinstance(value, DTensor):
+        return value.full_tensor()
+    found = zero.whole(value)
+    return value if found is None else found
 
 
 def like(value: Tensor, target: Tensor) -> Tensor:
@@ -73,6 +77,13 @@ def like(value: Tensor, target: Tensor) -> Tensor:
         return value
     there = value.to(target.device)
     return distribute_tensor(there, target.device_mesh, target.placements, src_data_rank=None)
+
+
+def assign(p: nn.Parameter, value: Tensor) -> None:
+    """Give a parameter the value of a whole tensor. Every process assigns the same ones in one order."""
+    if not zero.assign(p, value):
+        with torch.no_grad():
+            p.copy_(like(value, p))
 
 
 def by_layout(tensors: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

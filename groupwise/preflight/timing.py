@@ -80,7 +80,7 @@ def repeated(groups: Sequence[GroupShape], count: int, *, n: int | None = None) 
 
 def tell_network(
     speed: Speed,
-    sharding: Literal["none", "fsdp2"],
+    sharding: Literal["none", "fsdp2", "zero2", "zero3"],
     report: Report,
     *,
     processes: int,

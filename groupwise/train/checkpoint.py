@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from groupwise.errors import UserError
-from groupwise.model.sharding import like, whole_tensor
+from groupwise.model.sharding import assign, like, whole_tensor
+from groupwise.train.optimizer import Optimizer
 
 MANIFEST = "manifest.json"
 _OWN_FILES = ("weights.safetensors", "optimizer.safetensors", "generators.safetensors", "state.json")
@@ -57,7 +58,7 @@ def save_checkpoint(
     position: Position,
     *,
     parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     more: Callable[[Path], None] | None = None,
     writes: bool = True,
 ) -> Path:
@@ -92,9 +93,7 @@ def save_checkpoint(
     return target
 
 
-def load_checkpoint(
-    checkpoint: Path, *, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> Position:
+def load_checkpoint(checkpoint: Path, *, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> Position:
     """Put weights, optimizer state and random generators back as they were; returns where the run stood.
 
     Raises UserError when the files are whole but are not those of this run.
@@ -117,9 +116,8 @@ def load_weights(checkpoint: Path, parameters: Mapping[str, nn.Parameter]) -> No
     weights = load_file(checkpoint / "weights.safetensors")
     if set(weights) != set(parameters):
         raise ValueError("it holds other parameters than this model trains")
-    with torch.no_grad():
-        for name, p in parameters.items():
-            p.copy_(like(weights[name], p))
+    for name, p in parameters.items():
+        assign(p, weights[name])
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -184,7 +182,7 @@ def _fault(checkpoint: Path) -> str | None:
     return None
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
+def _optimizer_tensors(optimizer: Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
     """Optimizer state as `parameter/quantity` tensors."""
     state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
     return {
@@ -196,11 +194,11 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -
 
 def _on_disk(value: Tensor) -> Tensor:
     """All of a tensor, as files hold it."""
-    return whole_tensor(value.detach()).cpu().contiguous()
+    return whole_tensor(value).detach().cpu().contiguous()
 
 
 def _restore_optimizer(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
 ) -> None:
     index_of = {name: index for index, name in enumerate(parameters)}
     state: dict[int, dict[str, Tensor]] = {}

@@ -8,12 +8,12 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from torch import nn
 
 from groupwise.errors import UserError
 from groupwise.train.checkpoint import Position, delete_old, save_checkpoint
+from groupwise.train.optimizer import Optimizer
 
 _SLACK = 4 * 2**20  # bytes for all that is not weights and optimizer state
 
@@ -53,7 +53,7 @@ class CheckpointKeeper:
         folder: Path,
         *,
         parameters: Mapping[str, nn.Parameter],
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         more: Callable[[Path], None],
         keep: int,
         say: Callable[[str], None],

@@ -29,7 +29,7 @@ from groupwise.train.choice import Choice, choose
 from groupwise.train.interrupt import StopSignals
 from groupwise.train.objective import Objective
 from groupwise.train.offenders import keep_offenders
-from groupwise.train.optimizer import learning_rate, make_optimizer, set_learning_rate
+from groupwise.train.optimizer import Optimizer, learning_rate, set_learning_rate
 from groupwise.train.order import EpochOrder
 from groupwise.train.run_folder import RunFolder
 from groupwise.train.runtime import Runtime
@@ -155,7 +155,7 @@ def fit(
     signal that `stop` received, all being saved.
     """
     parameters = engine.policy.trainable()
-    optimizer = make_optimizer(optimizer_section, parameters.values())
+    optimizer = runtime.optimizer(optimizer_section, parameters.values())
     total = source.total_steps
     decode: Callable[[Sequence[int]], str] = lambda ids: str(engine.policy.tokenizer.decode(list(ids)))  # noqa: E731
     keeper = CheckpointKeeper(
@@ -248,7 +248,7 @@ class _Learner:
 
     objective: Objective
     engine: LogprobEngine
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     section: OptimizerSection
     runtime: Runtime
     run: RunSection

@@ -2,11 +2,25 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from groupwise.model.sharding import by_layout, total_norm
+from groupwise.model.zero import Zero
 from groupwise.sections import OptimizerSection
+
+
+class Optimizer(Protocol):
+    """What a PyTorch optimizer and ZeRO have in common."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
 
 def make_optimizer(section: OptimizerSection, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -27,6 +41,25 @@ def make_optimizer(section: OptimizerSection, parameters: Iterable[nn.Parameter]
     )
 
 
+def clipped_step(optimizer: Optimizer, parameters: Iterable[nn.Parameter], max_grad_norm: float | None) -> Tensor:
+    """Move the parameters along their gradient, clipped to a norm, and forget it; returns the norm before clipping.
+
+    Where that is not finite nothing is moved. ZeRO was told the largest norm when it was made.
+    """
+    if isinstance(optimizer, Zero):
+        return optimizer.clipped_step()
+    moved = list(parameters)
+    norm = total_norm([p.grad for p in moved if p.grad is not None])
+    if torch.isfinite(norm):
+        if max_grad_norm is not None:
+            for part in by_layout(moved):
+                nn.utils.clip_grads_with_norm_(part, max_grad_norm, norm)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
 def learning_rate(section: OptimizerSection, step: int, total_steps: int) -> float:
     """Learning rate of optimizer step `step`, counted from 0.
 
@@ -45,7 +78,7 @@ def learning_rate(section: OptimizerSection, step: int, total_steps: int) -> flo
     return section.learning_rate * factor
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     """Use `rate` for the next step."""
     for group in optimizer.param_groups:
         group["lr"] = rate

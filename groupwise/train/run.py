@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -101,6 +102,7 @@ def open_run(config: Section, section: RunSection, folder: RunFolder, console: C
         folder=folder.path,
         seed=section.seed,
         sharding=section.sharding,
+        zero_settings=None if section.zero_settings is None else Path(section.zero_settings),
     )
     return Run(folder, runtime, console if runtime.is_main else Console(quiet=True))
 

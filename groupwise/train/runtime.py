@@ -19,11 +19,16 @@ from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from groupwise.errors import UserError
 from groupwise.groups import NotFinite
+from groupwise.model.policy import Policy
 from groupwise.model.sharding import Pass
+from groupwise.model.zero import Stage, Zero, read_settings
+from groupwise.sections import OptimizerSection
 from groupwise.train.lockstep import Lockstep
+from groupwise.train.optimizer import Optimizer, make_optimizer
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,9 +44,10 @@ class Runtime:
         trackers: Sequence[str] = (),
         folder: Path | None = None,
         seed: int | None = None,
-        sharding: Literal["none", "fsdp2"] = "none",
+        sharding: Literal["none", "fsdp2", "zero2", "zero3"] = "none",
+        zero_settings: Path | None = None,
     ) -> None:
-        """`sharding` spreads the layers of policies that are loaded onto `mesh`; with one process it does nothing.
+        """`sharding` spreads policies that are loaded onto `mesh`, or handed to `spread_policy`; one process does not.
 
         `seed` sets the global generators: nothing of ours draws from them, but a model may."""
         if seed is not None:
@@ -58,6 +64,8 @@ class Runtime:
         )
         self._lockstep: Lockstep | None = None
         self._sharding = sharding
+        self._zero_settings = zero_settings
+        self._zero: Zero | None = None
         self._tracks = bool(trackers)
         self._name = folder.name if folder is not None else "run"
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and self._accelerator.num_processes == 1:
@@ -81,9 +89,45 @@ class Runtime:
     @property
     def mesh(self) -> DeviceMesh | None:
         """What layers are to be spread over; None where each process holds them whole."""
-        if self._sharding == "none" or self.processes == 1:
+        if self._sharding != "fsdp2" or self.processes == 1:
             return None
         return init_device_mesh(self.device.type, (self.processes,))
+
+    @property
+    def under_zero(self) -> bool:
+        """Whether DeepSpeed holds the policy's gradients, so that no process sees its own."""
+        return self._zero is not None
+
+    def spread_policy(self, policy: Policy, section: OptimizerSection) -> None:
+        """Hand the policy to ZeRO where that was asked for, with the optimizer of this section."""
+        stages: dict[str, Stage] = {"zero2": 2, "zero3": 3}
+        stage = stages.get(self._sharding)
+        if stage is None or self.processes == 1:
+            return
+        settings = read_settings(self._zero_settings, stage)
+        parameters = list(policy.trainable().values())
+
+        def spread(network: PreTrainedModel) -> Zero:
+            return Zero(
+                network,
+                parameters,
+                make_optimizer(section, parameters),
+                stage=stage,
+                settings=settings,
+                max_grad_norm=section.max_grad_norm,
+                processes=self.processes,
+            )
+
+        self._zero = policy.spread_by(spread)
+
+    def optimizer(self, section: OptimizerSection, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """What moves the policy's parameters."""
+        return self._zero or make_optimizer(section, parameters)
+
+    def expect_backward(self, passes: int) -> None:
+        """This process has so many backward passes until the next step."""
+        if self._zero is not None:
+            self._zero.expect(max(1, self._most(passes)))
 
     def keep_step(self, empty: Callable[[Pass], None]) -> Callable[[Pass], None]:
         """Forward passes need all processes from now on; returns what to call before each.
@@ -170,7 +214,7 @@ class Runtime:
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Give every process the summed gradient; a parameter that got none counts as zero."""
-        if self.processes == 1:
+        if self.processes == 1 or self.under_zero:
             return
         trained = [p for p in parameters if not isinstance(p, DTensor)]  # the others' are summed as they come
         parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in trained]

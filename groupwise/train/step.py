@@ -7,15 +7,15 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from groupwise.batch import cut_groups, pack, split_by_tokens
 from groupwise.groups import Group, NotFinite, forward_tokens
 from groupwise.model.engine import LogprobEngine
-from groupwise.model.sharding import by_layout, total_norm
 from groupwise.observe.metrics import MetricSums
 from groupwise.train.clock import PhaseClock
 from groupwise.train.objective import Objective, StepTotals
+from groupwise.train.optimizer import Optimizer, clipped_step
 from groupwise.train.runtime import Runtime
 
 
@@ -40,7 +40,9 @@ def accumulate_gradient(
     for name in ("entropy", *objective.metric_names):
         sums.add(name, 0.0, 0)
     bad: list[Group] = []
-    for part in split_by_tokens(_own(objective, groups, runtime, tokens_per_forward), tokens_per_forward):
+    parts = list(split_by_tokens(_own(objective, groups, runtime, tokens_per_forward), tokens_per_forward))
+    runtime.expect_backward(len(parts))
+    for part in parts:
         batch = pack(part).to(runtime.device)
         scores = engine.score(batch, temperature=objective.temperature, extras=objective.extras)
         loss_sum = objective.loss_sum(batch, scores, sums)
@@ -49,7 +51,7 @@ def accumulate_gradient(
             bad += part  # its backward pass is run all the same: others may wait for it
         if clock is not None:
             clock.lap("forward")
-        (loss_sum / denominator).backward()
+        engine.policy.backward(loss_sum / denominator)
         if clock is not None:
             clock.lap("backward")
         sums.add("loss", loss_sum, 0)
@@ -68,7 +70,7 @@ def optimizer_step(
     groups: Sequence[Group],
     *,
     engine: LogprobEngine,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     runtime: Runtime,
     tokens_per_forward: int,
     max_grad_norm: float | None,
@@ -84,15 +86,10 @@ def optimizer_step(
     sums = accumulate_gradient(
         objective, groups, engine=engine, runtime=runtime, tokens_per_forward=tokens_per_forward, clock=clock
     )
-    norm = total_norm([p.grad for p in parameters.values() if p.grad is not None])
+    norm = clipped_step(optimizer, parameters.values(), max_grad_norm)
     if not torch.isfinite(norm):
         suspects = _own(objective, groups, runtime, tokens_per_forward)
         raise NotFinite("the gradient is", _culprits(objective, suspects, engine, runtime))
-    if max_grad_norm is not None:
-        for part in by_layout(parameters.values()):
-            nn.utils.clip_grads_with_norm_(part, max_grad_norm, norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     totals = StepTotals.of(groups)
     seconds = time.perf_counter() - started
     return {
@@ -123,15 +120,24 @@ def _culprits(objective: Objective, suspects: Sequence[Group], engine: LogprobEn
 
 
 def _is_finite_alone(objective: Objective, group: Group, engine: LogprobEngine, runtime: Runtime) -> bool:
-    """Whether log-probs, loss and gradient of one group are finite."""
+    """Whether log-probs, loss and, where one process can tell, gradient of one group are finite."""
+    batch = pack([group]).to(runtime.device)
+    with torch.set_grad_enabled(not runtime.under_zero):
+        scores = engine.score(batch, temperature=objective.temperature, extras=objective.extras)
+        loss = objective.loss_sum(batch, scores, MetricSums(runtime.device))
+    values = [scores.logp_T.detach(), loss.detach()]
+    if not runtime.under_zero:
+        values += _gradient(loss, engine)
+    return all(bool(torch.isfinite(value).all()) for value in values)
+
+
+def _gradient(loss: Tensor, engine: LogprobEngine) -> list[Tensor]:
+    """Of one loss alone."""
     parameters = engine.policy.trainable().values()
     for p in parameters:
         p.grad = None
-    batch = pack([group]).to(runtime.device)
-    scores = engine.score(batch, temperature=objective.temperature, extras=objective.extras)
-    loss = objective.loss_sum(batch, scores, MetricSums(runtime.device))
     loss.backward()
-    values = [scores.logp_T.detach(), loss.detach(), *(p.grad for p in parameters if p.grad is not None)]
+    found = [p.grad for p in parameters if p.grad is not None]
     for p in parameters:
         p.grad = None
-    return all(bool(torch.isfinite(value).all()) for value in values)
+    return found
