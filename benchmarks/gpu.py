@@ -80,13 +80,9 @@ def main() -> None:
             for workload in TINY if args.tiny else WORKLOADS:
                 print_row(size, workload.name, method, bench.learning(workload), reached, args.peak)
             if method == "shared":
+                drawn = bench.sampling(tiny=args.tiny)
                 print_row(
-                    size,
-                    "sampling, 8 answers of 256 tokens to 64 prompts",
-                    method,
-                    bench.sampling(tiny=args.tiny),
-                    reached,
-                    args.peak,
+                    size, f"sampling {drawn['tokens']:,} tokens, 8 answers each", method, drawn, reached, args.peak
                 )
 
 
@@ -132,7 +128,7 @@ class Bench:
 
     def sampling(self, *, tiny: bool) -> dict[str, float]:
         """Answers that nothing ends."""
-        prompts, n, length, new = (4, 2, 16, 4) if tiny else (64, 8, 512, 256)
+        prompts, n, length, new = (4, 8, 16, 4) if tiny else (64, 8, 512, 256)
         ids = torch.randint(1, self.vocabulary, (prompts, length)).tolist()
         params = SamplingParams(max_new_tokens=new)
 
