@@ -28,7 +28,7 @@ def accumulate_gradient(
     tokens_per_forward: int,
     clock: PhaseClock | None = None,
 ) -> MetricSums:
-    """Add the gradient of the step's loss to `.grad`, summed over micro-batches and processes.
+    """Add the gradient of the step's loss to `.grad`, or to what ZeRO holds, summed over micro-batches and processes.
 
     Every process hands in all groups of the step and works on its share. The loss is divided by the objective's count
     over the whole step, so `tokens_per_forward`, the number of processes and the order of groups change nothing but
