@@ -26,7 +26,7 @@ lint: $(VENV)/ready-dev
 	$(VENV)/bin/pyright
 
 test: lint
-	$(RUN) -m pytest -n auto --dist loadfile
+	$(RUN) -m pytest -n auto --dist worksteal
 
 # Runs killed inside a save and continued, a reward that is gamed: a minute and more each.
 test-slow: $(VENV)/ready-dev

@@ -100,7 +100,8 @@ def small_run(tmp_path: Path, tiny_model: Path, runs: str) -> list[str]:
     return ["grpo/train_grpo.py", "--config", str(config)]
 
 
-@pytest.mark.parametrize("updates", [pytest.param("1", marks=pytest.mark.distributed), "2"])
+@pytest.mark.distributed
+@pytest.mark.parametrize("updates", ["1", "2"])
 def test_a_whole_run_is_the_same_to_rounding(tiny_model: Path, tmp_path: Path, updates: str) -> None:
     """Rollouts are shared by prompts whose random numbers are their own, so both runs see the same answers."""
     adapters: list[dict[str, torch.Tensor]] = []
