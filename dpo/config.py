@@ -68,6 +68,6 @@ class DpoConfig(Section):
     sampling: SamplingSection = SamplingSection()
 
     @model_validator(mode="after")
-    def _sharding_fits(self) -> Self:
+    def _storage_fits(self) -> Self:
         check_storage(self.model, self.run, self.lora, self.loss)
         return self

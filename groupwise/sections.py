@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from groupwise.config import Section
 
+Sharding = Literal["none", "fsdp2", "zero2", "zero3"]
 _SECRET = re.compile(r"(?i)(^|_)(api_?key|password|passwd|secret|credentials?|(access_|auth_|hf_)?token)$")
 
 
@@ -271,7 +272,7 @@ class RunSection(Section):
     mixed_precision: Literal["no", "bf16"] = Field(
         default="no", description="bf16: forward passes in bfloat16, weights as they are"
     )
-    sharding: Literal["none", "fsdp2", "zero2", "zero3"] = Field(
+    sharding: Sharding = Field(
         default="none",
         description="several processes: none: each holds the whole model; fsdp2: each holds a part of every layer; "
         "zero2, zero3: DeepSpeed spreads gradients and optimizer state, zero3 weights too",

@@ -332,7 +332,7 @@ class GrpoConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _sharding_fits(self) -> Self:
+    def _storage_fits(self) -> Self:
         check_storage(self.model, self.run, self.lora, self.loss)
         return self
 

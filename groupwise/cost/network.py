@@ -1,8 +1,7 @@
 """Bytes that a process sends in a step, by the way weights are held. Knows no seconds."""
 
-from typing import Literal
-
 from groupwise.cost.shapes import ModelShape
+from groupwise.sections import Sharding
 
 _FLOAT32 = 4
 
@@ -11,7 +10,7 @@ def step_bytes(
     shape: ModelShape,
     *,
     processes: int,
-    sharding: Literal["none", "fsdp2", "zero2", "zero3"],
+    sharding: Sharding,
     learning: int,
     reading: int = 0,
     rollouts: int = 0,

@@ -7,13 +7,13 @@ trial; the model then speaks of the run. Knows neither method.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Literal
 
 from groupwise.cost.machine import Machine, prior
 from groupwise.cost.network import adapter_bytes, step_bytes
 from groupwise.cost.shapes import GroupShape, ModelShape, micro_batches
 from groupwise.cost.work import learn, reading, sampling, total, update
 from groupwise.preflight.report import Report
+from groupwise.sections import Sharding
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def repeated(groups: Sequence[GroupShape], count: int, *, n: int | None = None) 
 
 def tell_network(
     speed: Speed,
-    sharding: Literal["none", "fsdp2", "zero2", "zero3"],
+    sharding: Sharding,
     report: Report,
     *,
     processes: int,

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -26,7 +26,7 @@ from groupwise.groups import NotFinite
 from groupwise.model.policy import Policy
 from groupwise.model.sharding import Pass
 from groupwise.model.zero import Stage, Zero, read_settings
-from groupwise.sections import OptimizerSection
+from groupwise.sections import OptimizerSection, Sharding
 from groupwise.train.lockstep import Lockstep
 from groupwise.train.optimizer import Optimizer, make_optimizer
 
@@ -44,7 +44,7 @@ class Runtime:
         trackers: Sequence[str] = (),
         folder: Path | None = None,
         seed: int | None = None,
-        sharding: Literal["none", "fsdp2", "zero2", "zero3"] = "none",
+        sharding: Sharding = "none",
         zero_settings: Path | None = None,
     ) -> None:
         """`sharding` spreads policies that are loaded onto `mesh`, or handed to `spread_policy`; one process does not.

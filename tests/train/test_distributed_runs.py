@@ -143,6 +143,19 @@ def assert_equal_to_rounding(one: Path, other: Path) -> None:
             assert figures[1][part][name]["value"] == pytest.approx(figure["value"], rel=1e-2, abs=2e-2), name
 
 
+def assert_goes_on_after_kills(site: Site) -> None:
+    """With as many processes to the same bytes, with fewer or more to rounding."""
+    straight = site.run("straight", 2)
+    site.killed("same", 2)
+    again = site.run("same", 2)
+    assert what_was_seen(straight) == what_was_seen(again)
+    for name, value in weights(straight).items():
+        assert torch.equal(weights(again)[name], value), f"{name}: the same number of processes gives the same bytes"
+    for runs, before, after in (("fewer", 2, 1), ("more", 1, 2)):
+        site.killed(runs, before)
+        assert_equal_to_rounding(straight, site.run(runs, after))
+
+
 @pytest.mark.parametrize(("method", "sharding", "trained"), KINDS)
 def test_two_processes_learn_what_one_learns(
     tiny_model: Path, tmp_path: Path, method: str, sharding: str, trained: str
@@ -184,16 +197,7 @@ def test_bfloat16_with_float32_adapters_learns_alike(tiny_model: Path, tmp_path:
 def test_a_killed_run_goes_on_with_the_same_or_another_number_of_processes(
     tiny_model: Path, tmp_path: Path, method: str, sharding: str, trained: str
 ) -> None:
-    site = Site(tmp_path, tiny_model, method, sharding, trained)
-    straight = site.run("straight", 2)
-    site.killed("same", 2)
-    again = site.run("same", 2)
-    assert what_was_seen(straight) == what_was_seen(again)
-    for name, value in weights(straight).items():
-        assert torch.equal(weights(again)[name], value), f"{name}: the same number of processes gives the same bytes"
-    for runs, before, after in (("fewer", 2, 1), ("more", 1, 2)):
-        site.killed(runs, before)
-        assert_equal_to_rounding(straight, site.run(runs, after))
+    assert_goes_on_after_kills(Site(tmp_path, tiny_model, method, sharding, trained))
 
 
 @pytest.mark.parametrize("sharding", ["none", "fsdp2"])

@@ -11,7 +11,7 @@ from groupwise.config import load_config
 from groupwise.errors import UserError
 from groupwise.model.zero import read_settings
 from grpo.config import GrpoConfig
-from tests.train.test_distributed_runs import Site, assert_equal_to_rounding, weights, what_was_seen
+from tests.train.test_distributed_runs import Site, assert_equal_to_rounding, assert_goes_on_after_kills, weights
 from tests.train.test_processes import run_processes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,16 +50,7 @@ def test_two_processes_learn_what_one_learns(
 def test_a_killed_run_goes_on_with_the_same_or_another_number_of_processes(
     tiny_model: Path, tmp_path: Path, method: str, sharding: str, trained: str
 ) -> None:
-    site = under_zero(tmp_path, tiny_model, method, sharding, trained)
-    straight = site.run("straight", 2)
-    site.killed("same", 2)
-    again = site.run("same", 2)
-    assert what_was_seen(straight) == what_was_seen(again)
-    for name, value in weights(straight).items():
-        assert torch.equal(weights(again)[name], value), f"{name}: the same number of processes gives the same bytes"
-    for runs, before, after in (("fewer", 2, 1), ("more", 1, 2)):
-        site.killed(runs, before)
-        assert_equal_to_rounding(straight, site.run(runs, after))
+    assert_goes_on_after_kills(under_zero(tmp_path, tiny_model, method, sharding, trained))
 
 
 @pytest.mark.parametrize("trained", [pytest.param(one, marks=needs_deepspeed) for one in ("adapter", "full")])
