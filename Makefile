@@ -23,6 +23,7 @@ demo: $(VENV)/ready
 
 lint: $(VENV)/ready-dev
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check groupwise dpo grpo scripts tests benchmarks
 	$(VENV)/bin/pyright
 
 test: lint

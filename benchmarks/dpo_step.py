@@ -23,6 +23,7 @@ from groupwise.model.policy import Policy
 from groupwise.sections import LoraSection, ModelSection, OptimizerSection
 from groupwise.train.optimizer import make_optimizer
 from groupwise.train.runtime import Runtime
+from groupwise.train.share import StepShare
 from groupwise.train.step import optimizer_step
 
 
@@ -50,7 +51,7 @@ def main() -> None:
         scored = reference_logprobs(engine, part, tokens_per_forward=10**6)
         optimizer_step(
             DpoObjective.of(DpoLossSection(beta=0.1)),
-            scored,
+            StepShare.of(scored, runtime),
             engine=engine,
             optimizer=optimizer,
             runtime=runtime,

@@ -25,6 +25,7 @@ from groupwise.model.sampling import SamplingParams, sample_completions
 from groupwise.sections import LoraSection, ModelSection, OptimizerSection
 from groupwise.train.optimizer import make_optimizer
 from groupwise.train.runtime import Runtime
+from groupwise.train.share import StepShare
 from groupwise.train.step import optimizer_step
 from grpo.advantages import group_advantages
 from grpo.config import GrpoLossSection
@@ -92,7 +93,7 @@ def main() -> None:
         mark = time.perf_counter()
         optimizer_step(
             objective,
-            groups,
+            StepShare.of(groups, runtime, cut_to=args.tokens_per_forward),
             engine=engine,
             optimizer=optimizer,
             runtime=runtime,

@@ -30,6 +30,7 @@ from groupwise.preflight.memory import Prediction, loaded_bytes, peak_resident_b
 from groupwise.sections import LoraSection, ModelSection, OptimizerSection
 from groupwise.train.optimizer import make_optimizer
 from groupwise.train.runtime import Runtime
+from groupwise.train.share import StepShare
 from groupwise.train.step import optimizer_step
 
 TOKENIZER = Path("model/base_gpt2")
@@ -116,8 +117,8 @@ def measure(case: Case, folder: str) -> int:
     optimizer = make_optimizer(OptimizerSection(), engine.policy.trainable().values())
     for _ in range(2):
         optimizer_step(
-            DpoObjective.of(DpoLossSection()), groups, engine=engine, optimizer=optimizer, runtime=runtime,
-            tokens_per_forward=case.tokens, max_grad_norm=1.0,
+            DpoObjective.of(DpoLossSection()), StepShare.of(groups, runtime), engine=engine, optimizer=optimizer,
+            runtime=runtime, tokens_per_forward=case.tokens, max_grad_norm=1.0,
         )  # fmt: skip
     device = engine.policy.device
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident_bytes()

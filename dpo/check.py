@@ -31,8 +31,8 @@ from groupwise.preflight.texts import check_ends, check_template, marked, tell_l
 from groupwise.preflight.timing import Speed, repeated, tell_network
 from groupwise.rewards.load import Score, load_score
 from groupwise.train.checkpoint_keeper import state_bytes
-from groupwise.train.loop import EpochSource
 from groupwise.train.runtime import Runtime
+from groupwise.train.source import EpochSource
 
 _SHOWN = 2  # groups
 _TRIAL_PROMPTS = 8
@@ -81,7 +81,13 @@ def _check_step(
     """Memory first; what fits is then tried."""
     engine = LogprobEngine(loaded.policy, config.model.attention, autocast=loaded.runtime.autocast)
     report.notes(engine.notices)
-    source = EpochSource(groups, groups_per_step=config.run.groups_per_step, epochs=config.epochs, seed=config.run.seed)
+    source = EpochSource(
+        groups,
+        groups_per_step=config.run.groups_per_step,
+        epochs=config.epochs,
+        seed=config.run.seed,
+        runtime=loaded.runtime,
+    )
     fit = _check_memory(config, engine, source, heldout, report, there)
     if fit.tokens is None:
         report.warning("no forward pass was tried, for it would not fit")

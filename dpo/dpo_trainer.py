@@ -23,11 +23,12 @@ from groupwise.observe.figure import learning_curve
 from groupwise.observe.progress import make_progress
 from groupwise.report.renew import renew_report
 from groupwise.train.interrupt import StopSignals
-from groupwise.train.loop import EpochSource, FitResult, GroupSource, fit
+from groupwise.train.loop import FitResult, fit
 from groupwise.train.offenders import keep_offenders
 from groupwise.train.reference_cache import cached_reference
 from groupwise.train.run import Run, open_run
 from groupwise.train.run_folder import RunFolder, write_json
+from groupwise.train.source import EpochSource, GroupSource
 from groupwise.train.summary import print_figures, print_health, run_facts, stored_figures
 
 CACHE = Path("data/processed")
@@ -76,7 +77,11 @@ def _learn(config: DpoConfig, prepared: Prepared, base_model: str, run: Run) -> 
             trained = _with_reference("train", trained, config, prepared, base_model, run)
             check_start(objective, engine, trained[:8], run.runtime)
     source: GroupSource = EpochSource(
-        trained, groups_per_step=section.groups_per_step, epochs=config.epochs, seed=section.seed
+        trained,
+        groups_per_step=section.groups_per_step,
+        epochs=config.epochs,
+        seed=section.seed,
+        runtime=run.runtime,
     )
     if config.loss.reference != "frozen":
         source = MovingReference(

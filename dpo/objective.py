@@ -4,7 +4,7 @@ Knows no formula (dpo/losses), no loop and no data.
 Legend: T completion tokens, R completions, K pairs.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,11 +16,11 @@ from dpo.losses.rewards import REWARDS
 from dpo.terms import OF_THE_STEP, Terms, terms_of
 from dpo.whole_step import PairValues, kl_baseline, matches_by_rank
 from groupwise.batch import GroupBatch
-from groupwise.groups import Group
 from groupwise.model.engine import Extra, LogprobEngine, TokenScores
 from groupwise.observe.metrics import MetricSums
-from groupwise.train.objective import Objective, StepTotals
+from groupwise.train.objective import Objective
 from groupwise.train.runtime import Runtime
+from groupwise.train.share import StepShare, StepTotals
 
 PAIR_METRICS = (
     "rewards/chosen",
@@ -124,14 +124,14 @@ class DpoObjective(Objective):
         return sum(part.weight * start for part, start in zip(self.parts, known, strict=True))
 
     def for_step(
-        self, groups: Sequence[Group], *, engine: LogprobEngine, runtime: Runtime, tokens_per_forward: int
+        self, share: StepShare, *, engine: LogprobEngine, runtime: Runtime, tokens_per_forward: int
     ) -> "DpoObjective":
-        step = WholeStep(totals=StepTotals.of(groups))
+        step = WholeStep(totals=share.totals)
         if "kl_baseline" in self._named:
-            baseline = kl_baseline(groups, engine=engine, runtime=runtime, tokens_per_forward=tokens_per_forward)
+            baseline = kl_baseline(share, engine=engine, runtime=runtime, tokens_per_forward=tokens_per_forward)
             step = replace(step, kl_baseline=baseline)
         if not set(OF_THE_STEP).isdisjoint(self._named):
-            matched = matches_by_rank(groups, engine=engine, runtime=runtime, tokens_per_forward=tokens_per_forward)
+            matched = matches_by_rank(share, engine=engine, runtime=runtime, tokens_per_forward=tokens_per_forward)
             step = replace(step, matched=matched)
         return replace(self, step=step)
 

@@ -3,14 +3,15 @@
 Knows no loss and no file format; where groups come from is another source's business.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dpo.loss_config import DpoLossSection
-from groupwise.groups import Group, forward_tokens
+from groupwise.groups import Group
 from groupwise.model.engine import LogprobEngine, reference_logprobs
-from groupwise.train.loop import GroupSource
 from groupwise.train.runtime import Runtime
+from groupwise.train.share import StepShare
+from groupwise.train.source import GroupSource
 
 
 class MovingReference:
@@ -38,25 +39,30 @@ class MovingReference:
     def total_steps(self) -> int:
         return self._source.total_steps
 
-    def groups(self, step: int) -> Sequence[Group]:
+    def share(self, step: int) -> StepShare:
         """The groups of the step under the reference as it is then. Raises NotFinite on all processes."""
         if mix := self._loss.reference_moves(step):
             self._engine.policy.move_reference(mix)
-        return self._runtime.spread(
-            self._source.groups(step),
-            lambda part: reference_logprobs(self._engine, part, tokens_per_forward=self._tokens_per_forward),
-            forward_tokens,
+        share = self._source.share(step)
+        tokens = self._tokens_per_forward
+        return share.replace_groups(
+            self._runtime.together(lambda: reference_logprobs(self._engine, share.groups, tokens_per_forward=tokens))
         )
 
-    def passed_over(self) -> Sequence[tuple[Group, str]]:
-        return self._source.passed_over()
+    def passed_over(self, count: int) -> Sequence[tuple[Group, str]]:
+        return self._source.passed_over(count)
 
     def metrics(self) -> Mapping[str, float]:
         return self._source.metrics()
 
-    def save(self, folder: Path) -> None:
-        self._source.save(folder)
-        self._engine.policy.save_reference(folder)
+    def keep(self) -> Callable[[Path], None]:
+        write = self._source.keep()
+
+        def write_both(folder: Path) -> None:
+            write(folder)
+            self._engine.policy.save_reference(folder)
+
+        return write_both
 
     def restore(self, folder: Path) -> None:
         self._source.restore(folder)

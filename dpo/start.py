@@ -13,8 +13,8 @@ from groupwise.batch import pack
 from groupwise.groups import Group
 from groupwise.model.engine import LogprobEngine, starting_gap
 from groupwise.observe.metrics import MetricSums
-from groupwise.train.objective import StepTotals
 from groupwise.train.runtime import Runtime
+from groupwise.train.share import StepShare, StepTotals
 
 
 def check_start(objective: DpoObjective, engine: LogprobEngine, groups: Sequence[Group], runtime: Runtime) -> None:
@@ -32,7 +32,7 @@ def check_start(objective: DpoObjective, engine: LogprobEngine, groups: Sequence
         )
     if objective.starts_at is None:
         return
-    own = objective.for_step(groups, engine=engine, runtime=runtime, tokens_per_forward=2**62)
+    own = objective.for_step(StepShare.of(groups, runtime), engine=engine, runtime=runtime, tokens_per_forward=2**62)
     loss, slope = _loss(own, engine, groups)
     # What rounding of every token's log-prob may do to the loss, to first order.
     tolerance = 2 * allowed * slope + 1e-6 * max(1.0, abs(objective.starts_at))

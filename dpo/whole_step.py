@@ -13,23 +13,24 @@ import torch
 from dpo.losses.transport import matched_by_rank
 from dpo.terms import Terms
 from groupwise.batch import GroupBatch, pack, split_by_tokens
-from groupwise.groups import Group, NotFinite, forward_tokens
+from groupwise.groups import Group, NotFinite
 from groupwise.model.engine import LogprobEngine
 from groupwise.train.runtime import Runtime
+from groupwise.train.share import StepShare
 
 PairValues = dict[str, tuple[float, ...]]
 
 
 @torch.no_grad()
 def matches_by_rank(
-    groups: Sequence[Group], *, engine: LogprobEngine, runtime: Runtime, tokens_per_forward: int
+    share: StepShare, *, engine: LogprobEngine, runtime: Runtime, tokens_per_forward: int
 ) -> Mapping[str, PairValues]:
     """For every pair of the step, by the key of its group, the values of equal rank that AOT compares it with.
 
     A group that is in the step more than once has the mean over its places.
     """
     found: list[tuple[str, list[tuple[float, float, float, float]]]] = []
-    for part in split_by_tokens(runtime.part(groups, forward_tokens), tokens_per_forward):
+    for part in split_by_tokens(share.groups, tokens_per_forward):
         batch = pack(part).to(engine.policy.device)
         terms = Terms(batch, engine.score(batch))
         names = ("chosen_logp_K", "rejected_logp_K", "chosen_logratio_K", "rejected_logratio_K")
@@ -54,16 +55,16 @@ def matches_by_rank(
 
 
 @torch.no_grad()
-def kl_baseline(groups: Sequence[Group], *, engine: LogprobEngine, runtime: Runtime, tokens_per_forward: int) -> float:
+def kl_baseline(share: StepShare, *, engine: LogprobEngine, runtime: Runtime, tokens_per_forward: int) -> float:
     """z0 of KTO, nats, never below 0: mean log-ratio of the policy to the reference on completions of other prompts.
 
     Every completion is put behind the prompt of the next group that has another one. A step with a single prompt has
     no such group; its z0 is 0.
     """
-    mismatched = _mismatched(groups)
+    mismatched = _mismatched(share, runtime)
     sums_2 = torch.zeros(2, dtype=torch.float64, device=runtime.device)
     logp_sum: Callable[[GroupBatch], torch.Tensor] = lambda batch: engine.score(batch).logp_T.double().sum()  # noqa: E731
-    for part in split_by_tokens(runtime.part(mismatched, forward_tokens), tokens_per_forward):
+    for part in split_by_tokens(mismatched, tokens_per_forward):
         batch = pack(part).to(engine.policy.device)
         own = logp_sum(batch)
         with engine.policy.reference():
@@ -75,15 +76,17 @@ def kl_baseline(groups: Sequence[Group], *, engine: LogprobEngine, runtime: Runt
     return max(0.0, total / count) if count else 0.0
 
 
-def _mismatched(groups: Sequence[Group]) -> list[Group]:
-    """Each group's completions behind the prompt of the next group that asks something else."""
-    pairs: list[Group] = []
-    for place, group in enumerate(groups):
-        others = (*groups[place + 1 :], *groups[:place])
-        other = next((one.prompt_ids for one in others if one.prompt_ids != group.prompt_ids), None)
+def _mismatched(share: StepShare, runtime: Runtime) -> list[Group]:
+    """This process's groups, each with its completions behind the prompt of the next one that asks something else."""
+    asked = sorted(runtime.gather([(place, group.prompt_ids) for place, group in share.parts]))
+    number = {place: i for i, (place, _) in enumerate(asked)}
+    found: list[Group] = []
+    for place, group in share.parts:
+        after = (*asked[number[place] + 1 :], *asked[: number[place]])
+        other = next((prompt_ids for _, prompt_ids in after if prompt_ids != group.prompt_ids), None)
         if other is not None:
-            pairs.append(Group(key=group.key, prompt_ids=other, completions=group.completions))
-    return pairs
+            found.append(Group(key=group.key, prompt_ids=other, completions=group.completions))
+    return found
 
 
 def _by_key(lengths: Sequence[tuple[str, int]], values: Sequence[float]) -> PairValues:

@@ -1,14 +1,13 @@
 """Rewards of groups to advantages: pure arithmetic. Knows nothing about models or where rewards come from.
 
 An outcome reward is one step, which ends with the last token. No epsilon is added anywhere: what is equal gets exact
-zeros.
+zeros. Groups are handed in as lists; where others hold groups of the same batch, `Batch` knows what theirs come to.
 """
 
 import itertools
 import math
-import statistics
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 Baseline = Literal["group_mean", "leave_one_out", "batch_mean", "none"]
 Scale = Literal["group_std", "batch_std", "none"]
@@ -16,8 +15,38 @@ Steps = Sequence[tuple[int, float]]
 """Rewards of one completion's steps: index of the token that ends the step, and its reward."""
 
 
+class Batch(Protocol):
+    """Figures over all groups of a batch, wherever they lie; everyone asks for the same ones in the same order."""
+
+    def sums(self, numbers: Sequence[float]) -> list[float]:
+        """The sums of what each has of some numbers."""
+        ...
+
+    def most(self, number: float) -> float:
+        """The largest of what each has."""
+        ...
+
+
+class Alone:
+    """All groups of the batch are here."""
+
+    def sums(self, numbers: Sequence[float]) -> list[float]:
+        return list(numbers)
+
+    def most(self, number: float) -> float:
+        return number
+
+
+ALONE = Alone()
+
+
 def group_advantages(
-    scores: Sequence[Sequence[float]], *, scale: Scale, baseline: Baseline = "group_mean", ddof: int = 0
+    scores: Sequence[Sequence[float]],
+    *,
+    scale: Scale,
+    baseline: Baseline = "group_mean",
+    ddof: int = 0,
+    batch: Batch = ALONE,
 ) -> list[list[float]]:
     """Outcome-supervision advantages of every completion: its score less a baseline, scaled.
 
@@ -36,12 +65,12 @@ def group_advantages(
     """
     if any(not math.isfinite(score) for group in scores for score in group):
         raise ValueError("an advantage needs finite scores")
-    centred = _less_baseline(scores, baseline)
+    centred = _less_baseline(scores, baseline, batch)
     if scale == "none":
         return centred
     if scale == "group_std":
-        return [_divided(group, _deviation(group, ddof)) for group in centred]
-    whole = _deviation(list(itertools.chain.from_iterable(centred)), ddof)
+        return [_divided(group, _deviation(group, ddof, ALONE)) for group in centred]
+    whole = _deviation(list(itertools.chain.from_iterable(centred)), ddof, batch)
     return [_divided(group, whole) for group in centred]
 
 
@@ -52,6 +81,7 @@ def step_advantages(
     scale: Scale,
     baseline: Baseline = "group_mean",
     ddof: int = 0,
+    batch: Batch = ALONE,
 ) -> list[list[list[float]]]:
     """Process-supervision advantages of every token, by group and completion.
 
@@ -64,12 +94,11 @@ def step_advantages(
     """
     flat = [[reward for own in group for _, reward in own] for group in steps]
     advantages: list[list[list[float]]] = []
-    for group, counts, values in zip(
-        steps, lengths, group_advantages(flat, scale=scale, baseline=baseline, ddof=ddof), strict=True
-    ):
+    normalised = group_advantages(flat, scale=scale, baseline=baseline, ddof=ddof, batch=batch)
+    for group, counts, values in zip(steps, lengths, normalised, strict=True):
         remaining = iter(values)
-        normalised = [[(end, next(remaining)) for end, _ in own] for own in group]
-        advantages.append([_to_go(own, count) for own, count in zip(normalised, counts, strict=True)])
+        scaled = [[(end, next(remaining)) for end, _ in own] for own in group]
+        advantages.append([_to_go(own, count) for own, count in zip(scaled, counts, strict=True)])
     return advantages
 
 
@@ -80,6 +109,7 @@ def return_advantages(
     scale: Scale,
     baseline: Baseline,
     ddof: int = 0,
+    batch: Batch = ALONE,
 ) -> list[list[list[float]]]:
     """Advantages of tokens that pay a penalty each, such as beta KL: REINFORCE++ (arXiv 2501.03262, Eq. 2 to 4).
 
@@ -94,7 +124,7 @@ def return_advantages(
         for group, costs_of in zip(steps, penalties, strict=True)
     ]
     flat = [list(itertools.chain.from_iterable(group)) for group in returns]
-    normalised = group_advantages(flat, scale=scale, baseline=baseline, ddof=ddof)
+    normalised = group_advantages(flat, scale=scale, baseline=baseline, ddof=ddof, batch=batch)
     advantages: list[list[list[float]]] = []
     for group, values in zip(returns, normalised, strict=True):
         remaining = iter(values)
@@ -103,7 +133,12 @@ def return_advantages(
 
 
 def advantages_of_each(
-    scores: Sequence[Sequence[Sequence[float | None]]], weights: Sequence[float], *, scale: Scale, ddof: int = 0
+    scores: Sequence[Sequence[Sequence[float | None]]],
+    weights: Sequence[float],
+    *,
+    scale: Scale,
+    ddof: int = 0,
+    batch: Batch = ALONE,
 ) -> list[list[float]]:
     """Advantages of several rewards, each normalised by itself: GDPO (arXiv 2601.05242).
 
@@ -119,35 +154,38 @@ def advantages_of_each(
     sums = [[0.0] * len(group[0]) for group in scores]
     for place, weight in enumerate(weights):
         known = [[value for value in group[place] if value is not None] for group in scores]
-        for total, group, values in zip(sums, scores, group_advantages(known, scale=scale, ddof=ddof), strict=True):
+        normalised = group_advantages(known, scale=scale, ddof=ddof, batch=batch)
+        for total, group, values in zip(sums, scores, normalised, strict=True):
             remaining = iter(values)
             for index, value in enumerate(group[place]):
                 if value is not None:
                     total[index] += weight * next(remaining)
-    return group_advantages(sums, scale="batch_std", baseline="batch_mean", ddof=ddof)
+    return group_advantages(sums, scale="batch_std", baseline="batch_mean", ddof=ddof, batch=batch)
 
 
-def _less_baseline(scores: Sequence[Sequence[float]], baseline: Baseline) -> list[list[float]]:
+def _less_baseline(scores: Sequence[Sequence[float]], baseline: Baseline, batch: Batch) -> list[list[float]]:
     if baseline == "none":
         return [[float(score) for score in group] for group in scores]
     if baseline == "batch_mean":
-        centred = iter(_centred(list(itertools.chain.from_iterable(scores))))
+        centred = iter(_centred(list(itertools.chain.from_iterable(scores)), batch))
         return [[next(centred) for _ in group] for group in scores]
-    groups = [_centred(group) for group in scores]
+    groups = [_centred(group, ALONE) for group in scores]
     if baseline == "group_mean":
         return groups
     return [[value * len(group) / max(1, len(group) - 1) for value in group] for group in groups]
 
 
-def _centred(group: Sequence[float]) -> list[float]:
-    if len(set(group)) <= 1:
-        return [0.0] * len(group)  # subtracting a rounded mean would leave dust, and its deviation blow it up
-    mean = statistics.fmean(group)
-    return [score - mean for score in group]
+def _centred(scores: Sequence[float], batch: Batch) -> list[float]:
+    highest = batch.most(max(scores, default=-math.inf))
+    if highest == -batch.most(-min(scores, default=math.inf)):
+        return [0.0] * len(scores)  # subtracting a rounded mean would leave dust, and its deviation blow it up
+    total, count = batch.sums([math.fsum(scores), len(scores)])
+    return [score - total / count for score in scores]
 
 
-def _deviation(centred: Sequence[float], ddof: int) -> float:
-    return math.sqrt(math.fsum(value * value for value in centred) / max(1, len(centred) - ddof))
+def _deviation(centred: Sequence[float], ddof: int, batch: Batch) -> float:
+    squares, count = batch.sums([math.fsum(value * value for value in centred), len(centred)])
+    return math.sqrt(squares / max(1, count - ddof))
 
 
 def _divided(centred: Sequence[float], deviation: float) -> list[float]:

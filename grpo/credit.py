@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from groupwise.groups import Group
-from grpo.advantages import Steps, advantages_of_each, return_advantages, step_advantages
+from grpo.advantages import Batch, Steps, advantages_of_each, return_advantages, step_advantages
 from grpo.config import GrpoLossSection
 from grpo.losses.kl import kl_estimate
 
@@ -57,10 +57,17 @@ def with_outcomes(one: ScoredGroup, group: Group) -> ScoredGroup:
 
 
 def with_advantages(
-    scored: Sequence[ScoredGroup], groups: Sequence[Group], loss: GrpoLossSection, weights: Mapping[str, float]
+    scored: Sequence[ScoredGroup],
+    groups: Sequence[Group],
+    loss: GrpoLossSection,
+    weights: Mapping[str, float],
+    batch: Batch,
 ) -> list[Group]:
-    """Every completion of `groups`, which are those of `scored`, with the advantage of each of its tokens."""
-    values = _advantages(scored, groups, loss, weights)
+    """Every completion of `groups`, which are those of `scored`, with the advantage of each of its tokens.
+
+    `batch` has the figures over all groups, where others hold groups of the same rollout.
+    """
+    values = _advantages(scored, groups, loss, weights, batch)
     return [
         group.replace_completions(
             [
@@ -73,28 +80,32 @@ def with_advantages(
 
 
 def _advantages(
-    scored: Sequence[ScoredGroup], groups: Sequence[Group], loss: GrpoLossSection, weights: Mapping[str, float]
+    scored: Sequence[ScoredGroup],
+    groups: Sequence[Group],
+    loss: GrpoLossSection,
+    weights: Mapping[str, float],
+    batch: Batch,
 ) -> list[list[list[float]]]:
     lengths = [[len(completion.token_ids) for completion in group.completions] for group in groups]
     scale, ddof, baseline = loss.advantage_scale, loss.std_ddof, loss.advantage_baseline
     if loss.several_rewards == "normalise_each":
         wanted = {name: weight for name, weight in weights.items() if weight}
         tables = [[list((one.each or {})[name]) for name in wanted] for one in scored]
-        found = advantages_of_each(tables, list(wanted.values()), scale=scale, ddof=ddof)
+        found = advantages_of_each(tables, list(wanted.values()), scale=scale, ddof=ddof, batch=batch)
         return [
             [[value] * count for value, count in zip(*both, strict=True)] for both in zip(found, lengths, strict=True)
         ]
     steps = [list(one.steps) for one in scored]
     if not loss.kl_in_reward:
-        return step_advantages(steps, lengths, scale=scale, baseline=baseline, ddof=ddof)
+        return step_advantages(steps, lengths, scale=scale, baseline=baseline, ddof=ddof, batch=batch)
     penalties = [_penalties(group, loss) for group in groups]
     if loss.kl_place == "reward_per_token":
-        return return_advantages(steps, penalties, scale=scale, baseline=baseline, ddof=ddof)
+        return return_advantages(steps, penalties, scale=scale, baseline=baseline, ddof=ddof, batch=batch)
     charged = [
         [_less_at_the_end(own, math.fsum(costs)) for own, costs in zip(*both, strict=True)]
         for both in zip(steps, penalties, strict=True)
     ]
-    return step_advantages(charged, lengths, scale=scale, baseline=baseline, ddof=ddof)
+    return step_advantages(charged, lengths, scale=scale, baseline=baseline, ddof=ddof, batch=batch)
 
 
 def _penalties(group: Group, loss: GrpoLossSection) -> list[list[float]]:

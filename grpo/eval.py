@@ -29,10 +29,10 @@ from groupwise.train.run import restore_trained, say
 from groupwise.train.run_folder import RunFolder, write_json, write_text
 from groupwise.train.runtime import Runtime
 from groupwise.train.summary import Figures, as_json, print_figures
+from grpo.answering import as_answers, draw_answers
 from grpo.config import GrpoConfig
 from grpo.faults import FaultLog
 from grpo.prepare import Prepared, prepare
-from grpo.rollouts import as_answers, draw_answers
 from grpo.verdict import judge
 
 

@@ -4,19 +4,19 @@ Knows the configuration and which formula belongs to which key; the formulas are
 Legend: T completion tokens, R completions.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from groupwise.batch import GroupBatch, cut_groups, pack, split_by_tokens
-from groupwise.groups import Group, forward_tokens
+from groupwise.batch import GroupBatch, pack, split_by_tokens
 from groupwise.model.engine import Extra, LogprobEngine, TokenScores
 from groupwise.observe.metrics import MetricSums
-from groupwise.train.objective import Objective, StepTotals
+from groupwise.train.objective import Objective
 from groupwise.train.runtime import Runtime
+from groupwise.train.share import StepShare, StepTotals
 from grpo.config import GrpoLossSection
 from grpo.losses import surrogates
 from grpo.losses.kl import kl_estimate, kl_k3
@@ -79,24 +79,16 @@ class GrpoObjective(Objective):
         return tuple(name for name, is_wanted in wanted.items() if is_wanted)
 
     @property
-    def reads_whole_groups(self) -> bool:
-        """What a group says of its completions is in their advantages."""
-        return False
-
-    @property
     def extras(self) -> Collection[Extra]:
         bonus: tuple[Extra, ...] = ("entropy_gradient",) if self._entropy_coefficient > 0 else ()
         return (*bonus, "kl") if self.loss.kl_coefficient > 0 and self.loss.kl_form == "exact" else bonus
 
-    def for_step(
-        self, groups: Sequence[Group], *, engine: LogprobEngine, runtime: Runtime, tokens_per_forward: int
-    ) -> Self:
+    def for_step(self, share: StepShare, *, engine: LogprobEngine, runtime: Runtime, tokens_per_forward: int) -> Self:
         """With the entropy that the step's highest share of tokens begins at, which takes a forward pass over it."""
         if self.loss.top_entropy == 1:
             return self
         mine: list[float] = []
-        own = runtime.part(cut_groups(groups, tokens_per_forward), forward_tokens)
-        for part in split_by_tokens(own, tokens_per_forward):
+        for part in split_by_tokens(share.groups, tokens_per_forward):
             batch = pack(part).to(runtime.device)
             with torch.no_grad():
                 mine += engine.score(batch, temperature=self.temperature).entropy_T.tolist()

@@ -39,7 +39,7 @@ from groupwise.train.order import EpochOrder
 from groupwise.train.runtime import Runtime
 from grpo.config import RewardModelSection
 
-_WEIGHTS, _HISTORY, _STATE = "reward-model.safetensors", "reward-model-history", "reward-model.json"
+_WEIGHTS, _HISTORY, _STATE = "reward-model.safetensors", "reward-model-history.safetensors", "reward-model.json"
 
 
 def bradley_terry_loss(reward_R: Tensor, pairs_K2: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class RewardModel:
 
         Every process hands in all groups. Raises NotFinite, on all processes.
         """
-        fresh = [_bare(group) for group in groups if is_informative(group)]
+        fresh = [bare(group) for group in groups if is_informative(group)]
         if not fresh:
             return None
         dice = random.Random(f"{self._seed} {self._updates}")
@@ -229,7 +229,7 @@ class RewardModel:
         for index, state in self._optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, folder / _WEIGHTS)
-        save_groups(self._history, folder, _HISTORY)
+        save_groups(self._history, folder / _HISTORY)
         (folder / _STATE).write_text(json.dumps({"updates": self._updates}) + "\n")
 
     def restore(self, folder: Path) -> None:
@@ -244,14 +244,14 @@ class RewardModel:
                 _, index, field = name.split(".")
                 state.setdefault(int(index), {})[field] = value
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
-        self._history = load_groups(folder, _HISTORY)
+        self._history = load_groups(folder / _HISTORY)
         self._updates = json.loads((folder / _STATE).read_text())["updates"]
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         return {**self._policy.trainable(), "reward_head": self._head_D}
 
 
-def _bare(group: Group) -> Group:
+def bare(group: Group) -> Group:
     """Ids and scores alone: what is known of single tokens takes room and belongs to the policy."""
     return group.replace_completions([replace(c, **dict.fromkeys(PER_TOKEN)) for c in group.completions])
 

@@ -49,11 +49,6 @@ def look_at_servers(
     """A line about each server. Raises UserError, on all processes, with all that is wrong with any of them."""
     if importlib.util.find_spec("httpx") is None:
         raise UserError("sampling.engine vllm speaks to servers through httpx; pip install 'groupwise[servers]'")
-    if config.sampling.ahead and runtime.processes > 1:
-        raise UserError(
-            "sampling.ahead: a checkpoint holds what the main process sampled ahead, not what others did; set it to 0, "
-            "or use one process"
-        )
     from groupwise.servers.sampler import api_key_of
     from groupwise.servers.startup import check_servers
 

@@ -18,10 +18,10 @@ from groupwise.preflight.texts import marked
 from groupwise.rewards.protocol import prompt_text
 from groupwise.rewards.scorer import Fault, Scorer
 from groupwise.train.order import EpochOrder
+from grpo.answering import draw_answers, score_answers
 from grpo.config import GrpoConfig
 from grpo.credit import ScoredGroup
 from grpo.dataset_utils import Prompt
-from grpo.rollouts import draw_answers, score_answers
 
 _TRIAL_PROMPTS = 8
 _MORE_PROMPTS = 24  # where the first ones gave no signal

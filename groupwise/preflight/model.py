@@ -24,6 +24,7 @@ from groupwise.sections import LoraSection, ModelSection, RunSection
 from groupwise.train.objective import Objective
 from groupwise.train.run_folder import RunFolder
 from groupwise.train.runtime import Runtime
+from groupwise.train.share import StepShare
 from groupwise.train.step import accumulate_gradient
 
 
@@ -101,8 +102,9 @@ def trial_step(
     tokens = sum(map(forward_tokens, part))
     started = time.perf_counter()
     try:
-        objective = objective.for_step(part, engine=engine, runtime=runtime, tokens_per_forward=tokens)
-        sums = accumulate_gradient(objective, part, engine=engine, runtime=runtime, tokens_per_forward=tokens)
+        share = StepShare.of(part, runtime)
+        objective = objective.for_step(share, engine=engine, runtime=runtime, tokens_per_forward=tokens)
+        sums = accumulate_gradient(objective, share, engine=engine, runtime=runtime, tokens_per_forward=tokens)
         norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]).item()
     finally:
         for p in trained:

@@ -12,7 +12,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -59,13 +59,13 @@ def save_checkpoint(
     *,
     parameters: Mapping[str, nn.Parameter],
     optimizer: Optimizer,
-    more: Callable[[Path], None] | None = None,
+    more: Iterable[Callable[[Path], None]] = (),
     writes: bool = True,
 ) -> Path:
     """Write `folder/step-000100` and return it; a checkpoint of that step that is already there is replaced.
 
-    `more` is called with the folder and may write files of its own into it. Where weights are spread over processes all
-    of them must call, and one `writes`.
+    Each of `more` is called with the folder and may write files of its own into it. Where weights are spread over
+    processes all of them must call, and one `writes`.
     """
     target = folder / step_name(position.step)
     weights = {name: _on_disk(p) for name, p in parameters.items()}
@@ -80,8 +80,8 @@ def save_checkpoint(
     save_file(_generator_states(), aside / "generators.safetensors")
     state = {**dataclasses.asdict(position), "python_random": _jsonable(random.getstate())}
     (aside / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-    if more is not None:
-        more(aside)
+    for write in more:
+        write(aside)
     manifest = {file.name: _sha256(file) for file in sorted(aside.iterdir())}
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     for file in aside.iterdir():

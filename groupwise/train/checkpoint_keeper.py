@@ -54,14 +54,12 @@ class CheckpointKeeper:
         *,
         parameters: Mapping[str, nn.Parameter],
         optimizer: Optimizer,
-        more: Callable[[Path], None],
         keep: int,
         say: Callable[[str], None],
     ) -> None:
         self._folder = folder
         self._parameters = parameters
         self._optimizer = optimizer
-        self._more = more
         self._keep = keep
         self._say = say
 
@@ -78,10 +76,10 @@ class CheckpointKeeper:
         """Delete what is too old, and what interrupted saves left; `best` is the step that stays whatever its age."""
         delete_old(self._folder, self._keep, best=best)
 
-    def save(self, position: Position, *, writes: bool = True) -> bool:
+    def save(self, position: Position, more: Iterable[Callable[[Path], None]] = (), *, writes: bool = True) -> bool:
         """Write a checkpoint and delete what is too old; says so and returns False when the disk does not take it.
 
-        Where weights are spread over processes all of them call, and one `writes`.
+        `more` write files of their own into its folder. Every process calls, and one `writes`.
         """
         save = functools.partial(
             save_checkpoint, self._folder, position, parameters=self._parameters, optimizer=self._optimizer
@@ -94,7 +92,7 @@ class CheckpointKeeper:
             save(writes=False)  # others may be waiting for this process's part
             return self._failed(position, f"{size_text(free)} are free, {size_text(self.bytes_each)} are needed")
         try:
-            save(more=self._more)
+            save(more=more)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(self._folder / f".writing-step-{position.step:06d}", ignore_errors=True)
             return self._failed(position, str(error))

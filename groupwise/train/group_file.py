@@ -1,10 +1,16 @@
-"""Groups on disk and back, all tensors to the bit: safetensors beside JSON. Knows nothing about checkpoints."""
+"""Groups as a handful of tensors and back, every number to the bit: on disk, and on the way between processes.
+
+Knows nothing about checkpoints, nor who sends what to whom.
+
+Legend: B groups, R completions, T completion tokens, P prompt tokens.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -12,73 +18,101 @@ from torch import Tensor
 from groupwise.groups import PER_TOKEN, Completion, Group
 
 
-def save_groups(groups: Sequence[Group], folder: Path, name: str) -> None:
-    """Write `name.json` (keys, ids, scores) and `name.safetensors` (what is known of every token) into the folder.
+def as_tensors(groups: Sequence[Group]) -> dict[str, Tensor]:
+    """Everything that is known of some groups, as flat tensors of a number that does not grow with them.
+
+    Entries of a file's header are counted: safetensors reads none above 100 MB. What only some completions have lies
+    end to end in one tensor per field and type, beside a mask of who has it.
+
+    >>> a = Completion(token_ids=(5, 0), finished=True, score=1.0, sampled_logp=torch.tensor([-0.5, -1.0]))
+    >>> b = Completion(token_ids=(7,), finished=False, score=0.0)
+    >>> tensors = as_tensors([Group(key="x:1", prompt_ids=(8, 9), completions=(a, b))])
+    >>> tensors["token_ids_T"].tolist(), tensors["length_R"].tolist()
+    ([5, 0, 7], [2, 1])
+    >>> tensors["sampled_logp.float32"].tolist(), tensors["sampled_logp.float32.known_R"].tolist()
+    ([-0.5, -1.0], [True, False])
+    """
+    completions = [completion for group in groups for completion in group.completions]
+    tensors = {
+        "keys": torch.frombuffer(bytearray(json.dumps([group.key for group in groups]).encode()), dtype=torch.uint8),
+        "prompt_ids_P": _ids(group.prompt_ids for group in groups),
+        "prompt_length_B": torch.tensor([len(group.prompt_ids) for group in groups], dtype=torch.long),
+        "completions_B": torch.tensor([len(group.completions) for group in groups], dtype=torch.long),
+        "token_ids_T": _ids(completion.token_ids for completion in completions),
+        "length_R": torch.tensor([len(completion.token_ids) for completion in completions], dtype=torch.long),
+        "finished_R": torch.tensor([completion.finished for completion in completions], dtype=torch.bool),
+        "score_R": torch.tensor([completion.score for completion in completions], dtype=torch.float64),
+    }
+    for field in PER_TOKEN:
+        values: list[Tensor | None] = [getattr(completion, field) for completion in completions]
+        for dtype in {value.dtype for value in values if value is not None}:
+            own = [value if value is not None and value.dtype == dtype else None for value in values]
+            name = f"{field}.{str(dtype).removeprefix('torch.')}"
+            tensors[name] = torch.cat([value for value in own if value is not None]).cpu()
+            tensors[f"{name}.known_R"] = torch.tensor([value is not None for value in own])
+    return tensors
+
+
+def from_tensors(tensors: Mapping[str, Tensor]) -> list[Group]:
+    """The groups that `as_tensors` was given; no tensor of theirs shares memory with these."""
+    lengths: list[int] = tensors["length_R"].tolist()
+    known: list[dict[str, Tensor]] = [{} for _ in lengths]
+    for name, has_R in tensors.items():
+        if name.endswith(".known_R"):
+            place = name.removesuffix(".known_R")
+            owners = has_R.nonzero().squeeze(1).tolist()
+            pieces = tensors[place].split([lengths[owner] for owner in owners])
+            for owner, piece in zip(owners, pieces, strict=True):
+                # Of its own memory: where a tensor lies decides how products of it round.
+                known[owner][place.split(".")[0]] = piece.clone()
+    completions = [
+        Completion(token_ids=ids, finished=finished, score=score, **own)
+        for ids, finished, score, own in zip(
+            _cut(tensors["token_ids_T"], lengths),
+            tensors["finished_R"].tolist(),
+            tensors["score_R"].tolist(),
+            known,
+            strict=True,
+        )
+    ]
+    remaining = iter(completions)
+    return [
+        Group(key=key, prompt_ids=prompt_ids, completions=tuple(islice(remaining, count)))
+        for key, prompt_ids, count in zip(
+            json.loads(bytes(tensors["keys"].tolist())),
+            _cut(tensors["prompt_ids_P"], tensors["prompt_length_B"].tolist()),
+            tensors["completions_B"].tolist(),
+            strict=True,
+        )
+    ]
+
+
+def save_groups(groups: Sequence[Group], file: Path) -> None:
+    """Write groups into a safetensors file.
 
     >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "rollout.safetensors"
     >>> a = Completion(token_ids=(5, 0), finished=True, score=1.0, sampled_logp=torch.tensor([-0.5, -1.0]))
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> save_groups([Group(key="x:1", prompt_ids=(8, 9), completions=(a,))], folder, "rollout")
-    >>> load_groups(folder, "rollout")[0].completions[0].sampled_logp
+    >>> save_groups([Group(key="x:1", prompt_ids=(8, 9), completions=(a,))], file)
+    >>> load_groups(file)[0].completions[0].sampled_logp
     tensor([-0.5000, -1.0000])
     """
-    described = [
-        {
-            "key": group.key,
-            "prompt_ids": group.prompt_ids,
-            "completions": [
-                {
-                    "token_ids": c.token_ids,
-                    "finished": c.finished,
-                    "score": c.score,
-                    "known": [_place(field, value) for field in PER_TOKEN if (value := getattr(c, field)) is not None],
-                }
-                for c in group.completions
-            ],
-        }
-        for group in groups
-    ]
-    # One tensor per field and type: a header entry per completion would pass the format's 100 MB.
-    values: dict[str, list[Tensor]] = {}
-    for group in groups:
-        for completion in group.completions:
-            for field in PER_TOKEN:
-                value = getattr(completion, field)
-                if value is not None:
-                    values.setdefault(_place(field, value), []).append(value)
-    tensors = {place: torch.cat(own) for place, own in values.items()}
-    (folder / f"{name}.json").write_text(json.dumps(described), encoding="utf-8")
-    save_file(tensors or {"none": torch.zeros(0)}, folder / f"{name}.safetensors")
+    save_file(as_tensors(groups), file)
 
 
-def load_groups(folder: Path, name: str) -> list[Group]:
+def load_groups(file: Path) -> list[Group]:
     """What `save_groups` wrote."""
-    described = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    tensors = load_file(folder / f"{name}.safetensors")
-    used = dict.fromkeys(tensors, 0)
-
-    def known(c: dict[str, Any]) -> dict[str, Tensor]:
-        """The next pieces of the fields that this completion has; of its own memory, for pieces are kept apart."""
-        length = len(c["token_ids"])
-        found: dict[str, Tensor] = {}
-        for place in c["known"]:
-            found[place.split(".")[0]] = tensors[place][used[place] : used[place] + length].clone()
-            used[place] += length
-        return found
-
-    return [
-        Group(
-            key=group["key"],
-            prompt_ids=tuple(group["prompt_ids"]),
-            completions=tuple(
-                Completion(token_ids=tuple(c["token_ids"]), finished=c["finished"], score=c["score"], **known(c))
-                for c in group["completions"]
-            ),
-        )
-        for group in described
-    ]
+    return from_tensors(load_file(file))
 
 
-def _place(field: str, value: Tensor) -> str:
-    """The name of the tensor that holds a field's values of this type."""
-    return f"{field}.{str(value.dtype).removeprefix('torch.')}"
+def _ids(texts: Iterable[Sequence[int]]) -> Tensor:
+    return torch.from_numpy(np.fromiter(chain.from_iterable(texts), dtype=np.int32))
+
+
+def _cut(ids: Tensor, lengths: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Ids that lay end to end."""
+    every: list[int] = ids.tolist()
+    start = 0
+    for length in lengths:
+        yield tuple(every[start : start + length])
+        start += length

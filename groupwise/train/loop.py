@@ -1,6 +1,6 @@
 """The loop: step after step until the end, with metrics, evaluations and checkpoints. Knows no objective and no data.
 
-A run is a function of its configuration: step k learns from `source.groups(k)`, which depends on nothing that is not
+A run is a function of its configuration: step k learns from `source.share(k)`, which depends on nothing that is not
 in a checkpoint, so a run that is stopped and continued ends with the same bytes.
 """
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -30,84 +30,14 @@ from groupwise.train.interrupt import StopSignals
 from groupwise.train.objective import Objective
 from groupwise.train.offenders import keep_offenders
 from groupwise.train.optimizer import Optimizer, learning_rate, set_learning_rate
-from groupwise.train.order import EpochOrder
 from groupwise.train.run_folder import RunFolder
 from groupwise.train.runtime import Runtime
+from groupwise.train.share import StepShare
+from groupwise.train.source import GroupSource
 from groupwise.train.step import optimizer_step
 
 Result = TypeVar("Result")
 OBJECTIVE = "objective.json"
-
-
-class GroupSource(Protocol):
-    """Where the groups of each step come from."""
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        ...
-
-    def groups(self, step: int) -> Sequence[Group]:
-        """The groups of step `step`, counted from 0; none where there is nothing to learn from."""
-        ...
-
-    def passed_over(self) -> Sequence[tuple[Group, str]]:
-        """Groups that were gathered for the last step and not handed out, each with the reason."""
-        ...
-
-    def metrics(self) -> Mapping[str, float]:
-        """Numbers about the groups that were handed out last; the same names on every process."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write what the next steps depend on, besides weights, into the folder of a checkpoint."""
-        ...
-
-    def restore(self, folder: Path) -> None:
-        """Put back what `save` wrote."""
-        ...
-
-
-class EpochSource:
-    """Groups from a list, in an order that is a pure function of (seed, epoch): one permutation per epoch.
-
-    The last step of the run takes what is left, so every group is seen exactly `epochs` times (rounded up to one step
-    for a fraction).
-
-    >>> from groupwise.groups import Completion
-    >>> completion = Completion(token_ids=(1,), finished=False, score=0.0)
-    >>> groups = [Group(key=str(i), prompt_ids=(1,), completions=(completion,)) for i in range(5)]
-    >>> source = EpochSource(groups, groups_per_step=2, epochs=2, seed=0)
-    >>> seen = [group.key for step in range(source.total_steps) for group in source.groups(step)]
-    >>> source.total_steps, sorted(seen[:5]), sorted(seen[5:])
-    (5, ['0', '1', '2', '3', '4'], ['0', '1', '2', '3', '4'])
-    """
-
-    def __init__(self, groups: Sequence[Group], *, groups_per_step: int, epochs: float, seed: int) -> None:
-        self._groups = groups
-        self._per_step = groups_per_step
-        self._total = max(1, round(len(groups) * epochs))
-        self._order = EpochOrder(len(groups), seed=seed)
-
-    @property
-    def total_steps(self) -> int:
-        return -(-self._total // self._per_step)
-
-    def groups(self, step: int) -> list[Group]:
-        first = step * self._per_step
-        return [self._groups[self._order[i]] for i in range(first, min(first + self._per_step, self._total))]
-
-    def passed_over(self) -> Sequence[tuple[Group, str]]:
-        return ()
-
-    def metrics(self) -> Mapping[str, float]:
-        return {}
-
-    def save(self, folder: Path) -> None:
-        """The order is a function of the step: there is nothing to keep."""
-
-    def restore(self, folder: Path) -> None:
-        """There was nothing to keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +92,6 @@ def fit(
         folder.checkpoints,
         parameters=parameters,
         optimizer=optimizer,
-        more=lambda place: _save_more(source, learner.objective, place),
         keep=run.keep_checkpoints,
         say=progress.line,
     )
@@ -189,7 +118,7 @@ def fit(
             done = step + 1
             rate = learning_rate(optimizer_section, step, total)
             set_learning_rate(optimizer, rate)
-            groups, values = learner.step(source, step, position)
+            share, values = learner.step(source, step, position)
             values |= {"learning_rate": rate, **_peak_memory(runtime.device)}
             judged = None
             if done == total or (evaluate_every and done % evaluate_every == 0):
@@ -200,12 +129,12 @@ def fit(
             position = _advanced(position, values, best=f"eval/{best}", seconds=time.perf_counter() - started)
             values["time/step_s"] = time.perf_counter() - started
             stopped = runtime.any(stop.received is not None)
+            if run.transcripts_every and (done % run.transcripts_every == 0 or done == 1):
+                learned = () if share is None else share.first(run.transcripts_groups, runtime)
+                passed_over = source.passed_over(run.transcripts_groups)
+                if runtime.is_main:
+                    _write_transcripts(transcripts, done, learned, passed_over)
             if runtime.is_main:
-                if run.transcripts_every and (done % run.transcripts_every == 0 or done == 1):
-                    for group in groups[: run.transcripts_groups]:
-                        transcripts.append(done, group, phase="train", extra=_advantages(group))
-                    for group, reason in source.passed_over()[: run.transcripts_groups]:
-                        transcripts.append(done, group, phase="train", reason=reason)
                 if judged is not None:
                     heldout.append_object(judged.as_record(done))
                 if done % run.log_every == 0 or judged is not None:
@@ -216,12 +145,11 @@ def fit(
                 if judged is not None:
                     evaluated()
             due = run.checkpoint_every and done % run.checkpoint_every == 0
-            if (done == total or due or position.best_step == done or stopped) and (
-                runtime.is_main or engine.policy.sharded
-            ):
+            if done == total or due or position.best_step == done or stopped:
                 files = {"metrics": metrics, "transcripts": transcripts, "heldout": heldout}
                 offsets = {name: file.sync() for name, file in files.items()} if runtime.is_main else {}
-                keeper.save(replace(position, identity=identity, offsets=offsets), writes=runtime.is_main)
+                more = (source.keep(), _kept_of(learner.objective))
+                keeper.save(replace(position, identity=identity, offsets=offsets), more, writes=runtime.is_main)
             runtime.wait()
             if stopped and done < total:
                 raise Interrupted(
@@ -255,18 +183,21 @@ class _Learner:
     folder: RunFolder
     progress: Progress
     decode: Callable[[Sequence[int]], str]
-    before: Sequence[Group] = ()
+    before: Sequence[Group] = ()  # this process's groups of the last step that was taken
 
-    def step(self, source: GroupSource, step: int, position: Position) -> tuple[Sequence[Group], dict[str, float]]:
-        """Groups and numbers of one step; one without groups leaves weights and optimizer alone, and says so."""
+    def step(self, source: GroupSource, step: int, position: Position) -> tuple[StepShare | None, dict[str, float]]:
+        """Numbers of one step, and its groups; a step without any leaves weights and optimizer alone, and says so.
+
+        None in place of the groups where the step was passed over.
+        """
         values: dict[str, float] = {"groups/used": 0, "tokens/prompt": 0, "tokens/completion": 0}
-        groups = self._or_stopped(lambda: source.groups(step), step + 1)
-        if not groups:
-            return groups, values | dict(source.metrics())
+        share = self._or_stopped(lambda: source.share(step), step + 1)
+        if not share.totals.groups:
+            return share, values | dict(source.metrics())
         try:
             values = optimizer_step(
                 self.objective,
-                groups,
+                share,
                 engine=self.engine,
                 optimizer=self.optimizer,
                 runtime=self.runtime,
@@ -276,11 +207,10 @@ class _Learner:
         except NotFinite as fault:
             self._pass_over(fault, step + 1, position)
             values["groups/not_finite"] = len(fault.groups)
-            groups = ()
-        else:
-            self.objective = self.objective.after_step(values)
-        self.before = groups or self.before
-        return groups, values | dict(source.metrics())
+            return None, values | dict(source.metrics())
+        self.objective = self.objective.after_step(values)
+        self.before = share.groups or self.before
+        return share, values | dict(source.metrics())
 
     def judge(self, evaluate: Callable[[int], Evaluation], done: int) -> Evaluation:
         """Held-out figures."""
@@ -361,10 +291,23 @@ def _advantages(group: Group) -> dict[str, list[float]]:
     return {"advantage": means} if means else {}
 
 
-def _save_more(source: GroupSource, objective: Objective, place: Path) -> None:
-    """What the next steps depend on besides weights and optimizer."""
-    source.save(place)
-    (place / OBJECTIVE).write_text(json.dumps(dict(objective.memory())) + "\n")
+def _write_transcripts(
+    transcripts: TranscriptsFile, step: int, learned: Sequence[Group], passed_over: Sequence[tuple[Group, str]]
+) -> None:
+    """Some groups of a step as text: those that were learned from, and those that taught nothing."""
+    for group in learned:
+        transcripts.append(step, group, phase="train", extra=_advantages(group))
+    for group, reason in passed_over:
+        transcripts.append(step, group, phase="train", reason=reason)
+
+
+def _kept_of(objective: Objective) -> Callable[[Path], None]:
+    """What writes what an objective remembers."""
+
+    def write(folder: Path) -> None:
+        (folder / OBJECTIVE).write_text(json.dumps(dict(objective.memory())) + "\n")
+
+    return write
 
 
 def _resume(

@@ -4,43 +4,17 @@ Legend: R completions, T completion tokens, K pairs.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from torch import Tensor
 
 from groupwise.batch import GroupBatch
-from groupwise.groups import Group, completion_tokens, count_pairs
 from groupwise.model.engine import Extra, LogprobEngine, TokenScores
 from groupwise.observe.metrics import MetricSums
 from groupwise.train.runtime import Runtime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepTotals:
-    """What one optimizer step holds, over all processes and micro-batches, counted before the first backward.
-
-    >>> StepTotals.of([])
-    StepTotals(groups=0, completions=0, tokens=0, prompt_tokens=0, pairs=0)
-    """
-
-    groups: int
-    completions: int
-    tokens: int
-    prompt_tokens: int
-    pairs: int
-
-    @classmethod
-    def of(cls, groups: Iterable[Group]) -> "StepTotals":
-        counted = list(groups)
-        return cls(
-            groups=len(counted),
-            completions=sum(len(group.completions) for group in counted),
-            tokens=sum(completion_tokens(group) for group in counted),
-            prompt_tokens=sum(len(group.prompt_ids) for group in counted),
-            pairs=sum(map(count_pairs, counted)),
-        )
+from groupwise.train.share import StepShare, StepTotals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +34,6 @@ class Objective(ABC):
         """Every name that `loss_sum` adds to its sums, so that a process without groups knows them too."""
 
     @property
-    def reads_whole_groups(self) -> bool:
-        """Whether the loss of a completion depends on the others of its group, so that a group must not be cut."""
-        return True
-
-    @property
     def extras(self) -> Collection[Extra]:
         """What `loss_sum` reads of the scores besides log-probs."""
         return ()
@@ -77,12 +46,10 @@ class Objective(ABC):
     def denominator(self, totals: StepTotals) -> int:
         """What the step's sum is divided by."""
 
-    def for_step(
-        self, groups: Sequence[Group], *, engine: LogprobEngine, runtime: Runtime, tokens_per_forward: int
-    ) -> Self:
+    def for_step(self, share: StepShare, *, engine: LogprobEngine, runtime: Runtime, tokens_per_forward: int) -> Self:
         """The objective that knows what it needs of the whole step, such as an order over all its pairs.
 
-        Called with all groups of the step on every process, before the first micro-batch; must not move weights.
+        Called on every process, each with its share, before the first micro-batch; must not move weights.
         """
         return self
 

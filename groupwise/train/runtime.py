@@ -127,25 +127,23 @@ class Runtime:
     def expect_backward(self, passes: int) -> None:
         """This process has so many backward passes until the next step."""
         if self._zero is not None:
-            self._zero.expect(max(1, self._most(passes)))
+            self._zero.expect(max(1, int(self.most(passes))))
 
     def keep_step(self, empty: Callable[[Pass], None]) -> Callable[[Pass], None]:
         """Forward passes need all processes from now on; returns what to call before each.
 
         `empty` runs a pass of the given kind that has no effect.
         """
-        self._lockstep = Lockstep(self._most, empty)
+        self._lockstep = Lockstep(lambda number: int(self._largest(number)), empty)
         return self._lockstep.announce
 
-    def settle(self) -> None:
-        """Return when no process has a forward pass left to run in this part of the work."""
+    def _settle(self) -> None:
+        """Return when no process has a forward pass left to run before all meet: what every exchange begins with.
+
+        One with fewer passes would otherwise be in the exchange while another waits for it in a pass.
+        """
         if self._lockstep is not None:
             self._lockstep.settle()
-
-    def _most(self, number: int) -> int:
-        value = torch.tensor(number, device=self.device)
-        torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
-        return int(value.item())
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision that forward passes run in."""
@@ -167,7 +165,7 @@ class Runtime:
         if self.processes == 1:
             return list(mine)
         found = dict[int, Result]()
-        for places, results in zip(self._dealt(items, cost), gather_object([list(mine)]), strict=True):
+        for places, results in zip(self._dealt(items, cost), self._of_each(mine), strict=True):
             found.update(zip(places, results, strict=True))
         return [found[place] for place in range(len(items))]
 
@@ -182,13 +180,57 @@ class Runtime:
         """The parts of all processes again as one list, in the order of the list they were shared from."""
         if self.processes == 1:
             return list(items)
-        parts = gather_object([list(items)])
+        parts = self._of_each(items)
         longest = max(len(part) for part in parts)
         return [part[i] for i in range(longest) for part in parts if i < len(part)]
 
+    def _of_each(self, items: Sequence[Item]) -> list[list[Item]]:
+        """Every process's list, in their order."""
+        self._settle()
+        return gather_object([list(items)])
+
+    def exchange(self, parcels: Sequence[bytes]) -> list[bytes]:
+        """One parcel for every process goes straight to it; returns those for this one, in the order of senders."""
+        if self.processes == 1:
+            return list(parcels)
+        self._settle()
+        sizes = torch.tensor([len(parcel) for parcel in parcels], device=self.device)
+        coming = torch.empty_like(sizes)
+        torch.distributed.all_to_all_single(coming, sizes)
+        content = torch.frombuffer(bytearray(b"".join(parcels)) or bytearray(1), dtype=torch.uint8)[: int(sizes.sum())]
+        received = torch.empty(int(coming.sum()), dtype=torch.uint8, device=self.device)
+        torch.distributed.all_to_all_single(received, content.to(self.device), coming.tolist(), sizes.tolist())
+        return [part.numpy().tobytes() for part in received.cpu().split(coming.tolist())]
+
+    def to_main(self, parcel: bytes) -> list[bytes]:
+        """On the main process what every process hands in, in their order; nothing elsewhere."""
+        received = self.exchange([parcel, *[b""] * (self.processes - 1)])
+        return received if self.is_main else []
+
     def sum(self, values: Tensor) -> Tensor:
         """Sum of a tensor over all processes."""
-        return values if self.processes == 1 else self._accelerator.reduce(values, reduction="sum")  # pyright: ignore
+        if self.processes == 1:
+            return values
+        self._settle()
+        return cast(Tensor, self._accelerator.reduce(values, reduction="sum"))
+
+    def sums(self, numbers: Sequence[float]) -> list[float]:
+        """The sum over all processes of each of some numbers."""
+        if self.processes == 1:
+            return list(numbers)
+        return self.sum(torch.tensor(numbers, dtype=torch.float64, device=self.device)).tolist()
+
+    def most(self, number: float) -> float:
+        """The largest of all processes' numbers."""
+        if self.processes == 1:
+            return number
+        self._settle()
+        return self._largest(number)
+
+    def _largest(self, number: float) -> float:
+        value = torch.tensor(number, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
+        return value.item()
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so; every process asks at the same place."""
@@ -206,7 +248,6 @@ class Runtime:
             result = deed()
         except NotFinite as fault:
             faults.append(fault)
-        self.settle()
         if self.any(bool(faults)):
             what = self.gather([fault.what for fault in faults])[0]
             raise NotFinite(what, self.gather([group for fault in faults for group in fault.groups]))
@@ -231,6 +272,7 @@ class Runtime:
 
     def wait(self) -> None:
         """Return when all processes are here."""
+        self._settle()
         self._accelerator.wait_for_everyone()
 
     def start_trackers(self, project: str, settings: Mapping[str, Any]) -> None:

@@ -9,19 +9,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from groupwise.batch import cut_groups, pack, split_by_tokens
-from groupwise.groups import Group, NotFinite, forward_tokens
+from groupwise.batch import pack, split_by_tokens
+from groupwise.groups import Group, NotFinite
 from groupwise.model.engine import LogprobEngine
 from groupwise.observe.metrics import MetricSums
 from groupwise.train.clock import PhaseClock
-from groupwise.train.objective import Objective, StepTotals
+from groupwise.train.objective import Objective
 from groupwise.train.optimizer import Optimizer, clipped_step
 from groupwise.train.runtime import Runtime
+from groupwise.train.share import StepShare
 
 
 def accumulate_gradient(
     objective: Objective,
-    groups: Sequence[Group],
+    share: StepShare,
     *,
     engine: LogprobEngine,
     runtime: Runtime,
@@ -30,17 +31,16 @@ def accumulate_gradient(
 ) -> MetricSums:
     """Add the gradient of the step's loss to `.grad`, or to what ZeRO holds, summed over micro-batches and processes.
 
-    Every process hands in all groups of the step and works on its share. The loss is divided by the objective's count
-    over the whole step, so `tokens_per_forward`, the number of processes and the order of groups change nothing but
-    rounding. Returns the objective's metrics of the whole step. Raises NotFinite, on all processes, naming the groups
-    whose loss or log-probs are not; gradients are cleared then.
+    The loss is divided by the objective's count over the whole step, so `tokens_per_forward`, the number of processes
+    and the order of groups change nothing but rounding. Returns the objective's metrics of the whole step. Raises
+    NotFinite, on all processes, naming the groups whose loss or log-probs are not; gradients are cleared then.
     """
-    denominator = objective.denominator(StepTotals.of(groups))
+    denominator = objective.denominator(share.totals)
     sums = MetricSums(runtime.device)
     for name in ("entropy", *objective.metric_names):
         sums.add(name, 0.0, 0)
     bad: list[Group] = []
-    parts = list(split_by_tokens(_own(objective, groups, runtime, tokens_per_forward), tokens_per_forward))
+    parts = split_by_tokens(share.groups, tokens_per_forward)
     runtime.expect_backward(len(parts))
     for part in parts:
         batch = pack(part).to(runtime.device)
@@ -56,7 +56,6 @@ def accumulate_gradient(
             clock.lap("backward")
         sums.add("loss", loss_sum, 0)
         sums.add("entropy", scores.entropy_T.sum(), batch.n_tokens)
-    runtime.settle()
     if runtime.any(bool(bad)):
         raise NotFinite("loss or log-probs are", _culprits(objective, bad, engine, runtime))
     runtime.sum_gradients(engine.policy.trainable().values())
@@ -67,7 +66,7 @@ def accumulate_gradient(
 
 def optimizer_step(
     objective: Objective,
-    groups: Sequence[Group],
+    share: StepShare,
     *,
     engine: LogprobEngine,
     optimizer: Optimizer,
@@ -75,22 +74,21 @@ def optimizer_step(
     tokens_per_forward: int,
     max_grad_norm: float | None,
 ) -> dict[str, float]:
-    """Move the weights once along the gradient of the objective over these groups; returns the step's metrics.
+    """Move the weights once along the gradient of the objective over these groups; returns the whole step's metrics.
 
     Raises NotFinite before weights and optimizer are touched.
     """
     started = time.perf_counter()
     parameters = engine.policy.trainable()
     clock = PhaseClock(runtime.device)
-    objective = objective.for_step(groups, engine=engine, runtime=runtime, tokens_per_forward=tokens_per_forward)
+    objective = objective.for_step(share, engine=engine, runtime=runtime, tokens_per_forward=tokens_per_forward)
     sums = accumulate_gradient(
-        objective, groups, engine=engine, runtime=runtime, tokens_per_forward=tokens_per_forward, clock=clock
+        objective, share, engine=engine, runtime=runtime, tokens_per_forward=tokens_per_forward, clock=clock
     )
     norm = clipped_step(optimizer, parameters.values(), max_grad_norm)
     if not torch.isfinite(norm):
-        suspects = _own(objective, groups, runtime, tokens_per_forward)
-        raise NotFinite("the gradient is", _culprits(objective, suspects, engine, runtime))
-    totals = StepTotals.of(groups)
+        raise NotFinite("the gradient is", _culprits(objective, share.groups, engine, runtime))
+    totals = share.totals
     seconds = time.perf_counter() - started
     return {
         **sums.means(),
@@ -104,19 +102,13 @@ def optimizer_step(
     }
 
 
-def _own(objective: Objective, groups: Sequence[Group], runtime: Runtime, tokens_per_forward: int) -> list[Group]:
-    """This process's part of a step; groups that are too long are cut where the objective allows."""
-    whole = groups if objective.reads_whole_groups else cut_groups(groups, tokens_per_forward)
-    return runtime.part(whole, forward_tokens)
-
-
 def _culprits(objective: Objective, suspects: Sequence[Group], engine: LogprobEngine, runtime: Runtime) -> list[Group]:
     """Of all processes' suspects those that are not finite on their own, all where none is; clears gradients."""
     found = [group for group in suspects if not _is_finite_alone(objective, group, engine, runtime)]
-    runtime.settle()
+    told_apart = runtime.any(bool(found))
     for p in engine.policy.trainable().values():
         p.grad = None
-    return runtime.gather(found if runtime.any(bool(found)) else suspects)
+    return runtime.gather(found if told_apart else suspects)
 
 
 def _is_finite_alone(objective: Objective, group: Group, engine: LogprobEngine, runtime: Runtime) -> bool:

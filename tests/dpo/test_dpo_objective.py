@@ -23,6 +23,7 @@ from groupwise.model.policy import Policy
 from groupwise.observe.metrics import MetricSums
 from groupwise.sections import LoraSection
 from groupwise.train.runtime import Runtime
+from groupwise.train.share import StepShare
 from groupwise.train.step import accumulate_gradient, optimizer_step
 from tests.conftest import random_groups
 
@@ -71,8 +72,9 @@ def step_groups(engine: LogprobEngine, one: DpoObjective, count: int = 6) -> lis
 def gradient(
     engine: LogprobEngine, one: DpoObjective, groups: list[Group], tokens: int
 ) -> tuple[Tensor, dict[str, float]]:
-    own = one.for_step(groups, engine=engine, runtime=RUNTIME, tokens_per_forward=tokens)
-    sums = accumulate_gradient(own, groups, engine=engine, runtime=RUNTIME, tokens_per_forward=tokens)
+    share = StepShare.of(groups, RUNTIME)
+    own = one.for_step(share, engine=engine, runtime=RUNTIME, tokens_per_forward=tokens)
+    sums = accumulate_gradient(own, share, engine=engine, runtime=RUNTIME, tokens_per_forward=tokens)
     grads = [p.grad for p in engine.policy.trainable().values() if p.grad is not None]
     flat = torch.cat([grad.flatten() for grad in grads])
     for p in engine.policy.trainable().values():
@@ -126,8 +128,8 @@ def test_a_short_training_does_what_the_objective_claims(engine: LogprobEngine, 
     for _ in range(9):
         rows.append(
             optimizer_step(
-                one, groups, engine=engine, optimizer=optimizer, runtime=RUNTIME, tokens_per_forward=10_000,
-                max_grad_norm=None,
+                one, StepShare.of(groups, RUNTIME), engine=engine, optimizer=optimizer, runtime=RUNTIME,
+                tokens_per_forward=10_000, max_grad_norm=None,
             )
         )  # fmt: skip
         one = one.after_step(rows[-1])
@@ -171,7 +173,7 @@ def test_a_pair_that_stands_twice_in_a_step_takes_the_mean_of_its_places(engine:
     groups = step_groups(engine, objective("aot"), count=3)
     move(engine)
     match = partial(whole_step.matches_by_rank, engine=engine, runtime=RUNTIME, tokens_per_forward=60)
-    once, twice = match(groups), match([*groups, *groups])
+    once, twice = (match(StepShare.of(own, RUNTIME)) for own in (groups, [*groups, *groups]))
     for key, own in once["matched_reference_margin_K"].items():
         assert twice["matched_reference_margin_K"][key] == pytest.approx(own, rel=1e-9)
 
@@ -180,7 +182,8 @@ def test_the_baseline_of_kto_is_the_mean_log_ratio_behind_other_prompts(engine: 
     one = objective("kto")
     groups = step_groups(engine, one, count=4)
     baseline = partial(whole_step.kl_baseline, engine=engine, runtime=RUNTIME, tokens_per_forward=40)
-    assert baseline(groups) == pytest.approx(0.0, abs=1e-12)
+    share = StepShare.of(groups, RUNTIME)
+    assert baseline(share) == pytest.approx(0.0, abs=1e-12)
     move(engine)
     ratios: list[float] = []
     for place, group in enumerate(groups):
@@ -191,9 +194,9 @@ def test_the_baseline_of_kto_is_the_mean_log_ratio_behind_other_prompts(engine: 
             with engine.policy.reference():
                 ratios.append(own - engine.score(batch).logp_T.sum().item())
     expected = sum(ratios) / 4
-    assert baseline(groups) == pytest.approx(max(0.0, expected), rel=1e-9, abs=1e-12)
+    assert baseline(share) == pytest.approx(max(0.0, expected), rel=1e-9, abs=1e-12)
     same = [Group(key=str(i), prompt_ids=(5, 6), completions=group.completions) for i, group in enumerate(groups)]
-    assert baseline(same) == 0.0
+    assert baseline(StepShare.of(same, RUNTIME)) == 0.0
 
 
 def test_the_shift_of_bco_is_a_running_mean_that_the_checkpoint_keeps() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from groupwise.groups import Completion, Group
-from grpo.advantages import Steps, advantages_of_each, group_advantages, return_advantages, step_advantages
+from grpo.advantages import ALONE, Steps, advantages_of_each, group_advantages, return_advantages, step_advantages
 from grpo.config import GrpoLossSection
 from grpo.credit import ScoredGroup, with_advantages
 
@@ -31,7 +31,7 @@ def scored(steps: Sequence[Steps], lengths: Sequence[int], **known: object) -> S
 def advantages(one: ScoredGroup, weights: dict[str, float] | None = None, **options: object) -> list[list[float]]:
     loss = GrpoLossSection.model_validate(options)
     assert one.group is not None
-    (group,) = with_advantages([one], [one.group], loss, weights or {})
+    (group,) = with_advantages([one], [one.group], loss, weights or {}, ALONE)
     return [c.advantage.tolist() for c in group.completions if c.advantage is not None]
 
 

@@ -10,7 +10,8 @@ from groupwise.batch import GroupBatch, pack, unpack_tokens
 from groupwise.groups import Completion, Group
 from groupwise.model.engine import TokenScores
 from groupwise.observe.metrics import MetricSums
-from groupwise.train.objective import StepTotals
+from groupwise.train.share import StepTotals
+from grpo.advantages import ALONE
 from grpo.config import GrpoLossSection
 from grpo.credit import ScoredGroup, with_advantages
 from grpo.objective import GrpoObjective
@@ -72,7 +73,7 @@ def test_the_reward_rises(preset: str) -> None:
         answering = start if source == "base" else table
         scored = [one for one in drawn(answering, generator, source) if one.teaches(loss)]
         groups = [with_logps(one.group, answering, start) for one in scored if one.group is not None]
-        groups = with_advantages(scored, groups, loss, {})
+        groups = with_advantages(scored, groups, loss, {}, ALONE)
         for _ in range(2):  # the second update is off policy
             batch = pack(groups)
             total = objective.loss_sum(batch, scores_of(table, batch), MetricSums("cpu"))

@@ -16,8 +16,8 @@ from groupwise.model.engine import LogprobEngine, TokenScores, reference_logprob
 from groupwise.model.policy import Policy
 from groupwise.observe.metrics import MetricSums
 from groupwise.sections import LoraSection
-from groupwise.train.objective import StepTotals
 from groupwise.train.runtime import Runtime
+from groupwise.train.share import StepShare, StepTotals
 from groupwise.train.step import accumulate_gradient
 from grpo.config import GrpoLossSection
 from grpo.objective import EntropyControl, GrpoObjective
@@ -82,8 +82,9 @@ def make_engine(folder: Path) -> LogprobEngine:
 def gradient(engine: LogprobEngine, groups: list[Group], choice: str, tokens: int) -> tuple[Tensor, dict[str, float]]:
     section = GrpoLossSection.model_validate(CHOICES[choice])
     one = GrpoObjective(section, temperature=0.8, constant_length=10)
-    one = one.for_step(groups, engine=engine, runtime=RUNTIME, tokens_per_forward=tokens)
-    sums = accumulate_gradient(one, groups, engine=engine, runtime=RUNTIME, tokens_per_forward=tokens)
+    share = StepShare.of(groups, RUNTIME, cut_to=tokens)
+    one = one.for_step(share, engine=engine, runtime=RUNTIME, tokens_per_forward=tokens)
+    sums = accumulate_gradient(one, share, engine=engine, runtime=RUNTIME, tokens_per_forward=tokens)
     grads = [p.grad for p in engine.policy.trainable().values() if p.grad is not None]
     flat = torch.cat([grad.flatten() for grad in grads])
     for p in engine.policy.trainable().values():
@@ -127,7 +128,9 @@ def test_the_entropy_bonus_is_the_gradient_of_the_mean_entropy(shared_engine: Lo
     ]
     section = GrpoLossSection.model_validate({"preset": "dapo", "entropy_coefficient": 0.7})
     one = GrpoObjective(section, temperature=0.8, constant_length=10)
-    accumulate_gradient(one, groups, engine=shared_engine, runtime=RUNTIME, tokens_per_forward=50)
+    accumulate_gradient(
+        one, StepShare.of(groups, RUNTIME), engine=shared_engine, runtime=RUNTIME, tokens_per_forward=50
+    )
     parameters = list(shared_engine.policy.trainable().values())
     found = [p.grad.clone() for p in parameters if p.grad is not None]
     for p in parameters:

@@ -17,7 +17,7 @@ from groupwise.batch import GroupBatch, pack
 from groupwise.groups import Completion, Group
 from groupwise.model.engine import TokenScores
 from groupwise.observe.metrics import MetricSums
-from groupwise.train.objective import StepTotals
+from groupwise.train.share import StepTotals
 from grpo.config import GrpoLossSection
 from grpo.losses.masks import entropy_floor
 from grpo.objective import GrpoObjective

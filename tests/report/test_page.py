@@ -94,7 +94,11 @@ def test_every_part_of_a_page_works(tmp_path: Path) -> None:
         page.mouse.move(box["x"] + 160, box["y"] + 60, steps=4)
         page.mouse.up()
         # --- before and after
-        gains = lambda: [float(v) for v in page.eval_on_selector_all("#compared article", "a => a.map(x => x.dataset.gain)")]  # noqa: E501, E731
+
+        def gains() -> list[float]:
+            shown: list[str] = page.eval_on_selector_all("#compared article", "a => a.map(x => x.dataset.gain)")
+            return [float(gain) for gain in shown]
+
         visible = lambda: page.locator("#compared article:visible").count()  # noqa: E731
         assert visible() == 20
         page.click("[data-sort=better]")

@@ -13,8 +13,8 @@ from groupwise.rewards.protocol import Answer
 from groupwise.rewards.scorer import Scorer
 from groupwise.rewards.worked_steps import value_of, worked_steps
 from groupwise.sections import RewardSection, ScoringSection
+from grpo.answering import score_answers
 from grpo.dataset_utils import Prompt
-from grpo.rollouts import score_answers
 
 REWARDS = """
 from groupwise.rewards.protocol import per_completion, process_reward

@@ -35,10 +35,10 @@ run: {name: run, folder: RUNS, groups_per_step: 4, checkpoint_every: 2, report: 
 steps: 4
 eval: {every: 0, samples_per_prompt: 2, threshold: 0.5}
 """
-REWARD = '''
+REWARD = """
 def even(rows, completions):
     return [sum(i % 2 == 0 for i in c.token_ids) / len(c.token_ids) for c in completions]
-'''
+"""
 Command = Callable[..., list[str]]
 
 
@@ -129,9 +129,7 @@ def test_a_signal_ends_the_wait_for_a_server(
     before_step(3, all_fail, monkeypatch)
     began = time.monotonic()
     with pytest.raises(Interrupted, match="stopped while no server answered") as caught:
-        train_grpo.main(
-            command("--sampling.server_wait", "120", addresses=[proxy.address for proxy in proxies])
-        )
+        train_grpo.main(command("--sampling.server_wait", "120", addresses=[proxy.address for proxy in proxies]))
     assert caught.value.exit_code == 143 and time.monotonic() - began < 60
     assert (tmp_path / "runs" / "run" / "checkpoints" / "step-000002" / "manifest.json").is_file()
 

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from groupwise.groups import Group
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.policy import Policy
 from groupwise.model.sharding import like, whole_tensor
 from groupwise.sections import LoraSection, ModelSection
 from groupwise.train.objective import Objective
 from groupwise.train.runtime import Runtime
+from groupwise.train.share import StepShare
 from groupwise.train.step import accumulate_gradient
 from grpo.config import GrpoLossSection
 from grpo.objective import GrpoObjective
@@ -44,17 +44,18 @@ def make_engine(folder: Path, runtime: Runtime, *, lora: bool, recompute: bool) 
 
 def gradients(engine: LogprobEngine, runtime: Runtime, tokens: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Of every objective: gradient and metrics; the number of groups is odd, so one process has more than the other."""
-    groups = relative.rollout(engine, 5)
-    steps: list[tuple[str, Objective, list[Group]]] = []
+    relative_share = StepShare.of(relative.rollout(engine, 5), runtime, cut_to=tokens)
+    steps: list[tuple[str, Objective, StepShare]] = []
     for choice, keys in relative.CHOICES.items():
         section = GrpoLossSection.model_validate(keys)
-        steps.append((f"grpo {choice}", GrpoObjective(section, temperature=0.8, constant_length=10), groups))
+        steps.append((f"grpo {choice}", GrpoObjective(section, temperature=0.8, constant_length=10), relative_share))
     for name in preference.NAMES:
         one = preference.objective(name)
-        steps.append((f"dpo {name}", one, preference.step_groups(engine, one, 7)))
-    for name, one, groups in steps:
-        own = one.for_step(groups, engine=engine, runtime=runtime, tokens_per_forward=tokens)
-        sums = accumulate_gradient(own, groups, engine=engine, runtime=runtime, tokens_per_forward=tokens)
+        share = StepShare.of(preference.step_groups(engine, one, 7), runtime)
+        steps.append((f"dpo {name}", one, share))
+    for name, one, share in steps:
+        own = one.for_step(share, engine=engine, runtime=runtime, tokens_per_forward=tokens)
+        sums = accumulate_gradient(own, share, engine=engine, runtime=runtime, tokens_per_forward=tokens)
         trained = engine.policy.trainable().values()
         flat = torch.cat([whole_tensor(p.grad).flatten() for p in trained if p.grad is not None])
         for p in trained:

@@ -33,7 +33,7 @@ def main(model: Path, settings: Path, sharding: Literal["zero2", "zero3"]) -> No
     def step(factor: float) -> float:
         runtime.expect_backward(1)
         policy.backward(engine.score(batch).logp_T.sum() * factor)
-        runtime.settle()
+        runtime.wait()
         return clipped_step(optimizer, parameters, 1.0).item()
 
     before = weights()

@@ -169,9 +169,7 @@ def test_a_whole_checkpoint_of_something_else_is_a_clear_error(tmp_path: Path) -
 
 def keeper(folder: Path, lines: list[str]) -> CheckpointKeeper:
     parameters, optimizer = trained("adamw")
-    return CheckpointKeeper(
-        folder, parameters=parameters, optimizer=optimizer, more=lambda _: None, keep=2, say=lines.append
-    )
+    return CheckpointKeeper(folder, parameters=parameters, optimizer=optimizer, keep=2, say=lines.append)
 
 
 def test_a_disk_without_room_is_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

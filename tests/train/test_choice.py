@@ -1,6 +1,5 @@
 """Which step's weights become the adapter."""
 
-
 import pytest
 
 from groupwise.observe.heldout import Evaluated

@@ -30,6 +30,14 @@ rollout: {completions_per_prompt: 3}
 steps: 4
 eval: {every: 2, samples_per_prompt: 2, threshold: 0.5}
 """,
+    "grpo_halfway": """
+data: {train: [DATA/prompts.jsonl], heldout_prompts: 3}
+rewards: [{name: length, options: {unit: characters, scale: 20}}]
+sampling: {max_new_tokens: 5}
+rollout: {completions_per_prompt: 3, minibatches: 2, updates: 2}
+steps: 6
+eval: {every: 0, samples_per_prompt: 2, threshold: 0.5}
+""",
     "dpo": """
 data: {train: [DATA/pairs.jsonl], heldout_groups: 5}
 loss: {beta: 0.5}
@@ -38,7 +46,10 @@ eval: {every: 2, prompts: 4}
 """,
 }
 KINDS = [
-    (method, sharding, lora) for method in METHODS for sharding in ("none", "fsdp2") for lora in ("adapter", "full")
+    (method, sharding, lora)
+    for method in ("grpo", "dpo")
+    for sharding in ("none", "fsdp2")
+    for lora in ("adapter", "full")
 ]
 
 
@@ -46,7 +57,7 @@ class Site:
     """Data of one test, and commands that learn from it."""
 
     def __init__(self, folder: Path, model: Path, method: str, sharding: str, trained: str) -> None:
-        self.folder, self.method = folder, method
+        self.folder, self.method = folder, method.split("_")[0]
         rows = [{"prompt": f"We saw film number {i}.", "chosen": f" A lovely film{i % 7 * ' indeed'}.",
                  "rejected": " A dull film."} for i in range(25)]  # fmt: skip
         for name in ("prompts", "pairs"):
@@ -61,7 +72,12 @@ class Site:
 
     def add_to_run(self, keys: str) -> None:
         """More keys of the section `run`."""
-        self._text = self._text.replace("run: {", f"run: {{{keys}, ")
+        self.replace("run: {", f"run: {{{keys}, ")
+
+    def replace(self, part: str, by: str) -> None:
+        """Another setting."""
+        assert part in self._text
+        self._text = self._text.replace(part, by)
 
     def command(self, runs: str, loss: str | None = None) -> list[str]:
         """What trains into the folder `runs`, for GRPO by a preset if one is named."""
@@ -198,6 +214,21 @@ def test_a_killed_run_goes_on_with_the_same_or_another_number_of_processes(
     tiny_model: Path, tmp_path: Path, method: str, sharding: str, trained: str
 ) -> None:
     assert_goes_on_after_kills(Site(tmp_path, tiny_model, method, sharding, trained))
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_a_run_killed_within_a_rollout_goes_on_with_what_each_process_held(
+    tiny_model: Path, tmp_path: Path, sharding: str
+) -> None:
+    """Four steps learn from a rollout; groups too long for a micro-batch are cut, and their parts lie on two processes.
+
+    One process wrote what all held, and any number reads it.
+    """
+    site = Site(tmp_path, tiny_model, "grpo_halfway", sharding, "adapter")
+    site.replace("tokens_per_forward: 300", "tokens_per_forward: 12")
+    one = site.run("one", 1)
+    assert_goes_on_after_kills(site)
+    assert_equal_to_rounding(one, tmp_path / "straight" / "run")
 
 
 @pytest.mark.parametrize("sharding", ["none", "fsdp2"])

@@ -27,8 +27,8 @@ def test_what_is_known_of_some_completions_only_comes_back_to_them_in_its_own_ty
         _group("x:2", Completion(token_ids=(7,), finished=False, score=0.5, sampled_logp=double)),
         _group("x:3", Completion(token_ids=(1, 2), finished=False, score=0.5, sampled_logp=single * 3)),
     ]
-    save_groups(groups, tmp_path, "rollout")
-    back = load_groups(tmp_path, "rollout")
+    save_groups(groups, tmp_path / "rollout.safetensors")
+    back = load_groups(tmp_path / "rollout.safetensors")
     assert [group.key for group in back] == ["x:1", "x:2", "x:3"]
     for group, found in zip(groups, back, strict=True):
         for given, read in zip(group.completions, found.completions, strict=True):
@@ -43,5 +43,6 @@ def test_the_header_does_not_grow_with_the_number_of_completions(tmp_path: Path)
     """safetensors reads no header above 100 MB; 640,000 completions of three fields would have needed more."""
     one = Completion(token_ids=(5,), finished=False, score=0.0, sampled_logp=torch.zeros(1), advantage=torch.ones(1))
     for count in (1, 1000):
-        save_groups([_group("x", *[one] * count)], tmp_path, str(count))
-    assert _header(tmp_path / "1000.safetensors") <= _header(tmp_path / "1.safetensors") + 64
+        save_groups([_group("x", *[one] * count)], tmp_path / f"{count}.safetensors")
+    # The offsets have more digits, and that is all.
+    assert _header(tmp_path / "1000.safetensors") < 1.2 * _header(tmp_path / "1.safetensors")

@@ -14,9 +14,9 @@ from groupwise.groups import Completion, Group, NotFinite
 from groupwise.model.engine import LogprobEngine, reference_logprobs
 from groupwise.model.policy import Policy
 from groupwise.sections import LoraSection, OptimizerSection
-from groupwise.train.objective import StepTotals
 from groupwise.train.optimizer import learning_rate, make_optimizer
 from groupwise.train.runtime import Runtime
+from groupwise.train.share import StepShare, StepTotals
 from groupwise.train.step import accumulate_gradient, optimizer_step
 from grpo.config import GrpoLossSection
 from grpo.objective import GrpoObjective
@@ -48,7 +48,7 @@ def perturb(engine: LogprobEngine) -> None:
 def gradient(engine: LogprobEngine, groups: list[Group], tokens_per_forward: int) -> tuple[Tensor, dict[str, float]]:
     sums = accumulate_gradient(
         DpoObjective.of(DpoLossSection(beta=0.1)),
-        groups,
+        StepShare.of(groups, RUNTIME),
         engine=engine,
         runtime=RUNTIME,
         tokens_per_forward=tokens_per_forward,
@@ -65,7 +65,7 @@ def take_step(
 ) -> None:
     optimizer_step(
         DpoObjective.of(DpoLossSection(beta=0.1)),
-        groups,
+        StepShare.of(groups, RUNTIME),
         engine=engine,
         optimizer=optimizer,
         runtime=RUNTIME,
@@ -178,8 +178,9 @@ def test_a_group_too_long_for_a_micro_batch_is_cut_and_teaches_the_same(
     objective = GrpoObjective(section, temperature=0.8, constant_length=10)
     found: list[tuple[Tensor, dict[str, float]]] = []
     for tokens in (10_000, tokens_per_forward):
-        own = objective.for_step(groups, engine=engine, runtime=RUNTIME, tokens_per_forward=tokens)
-        sums = accumulate_gradient(own, groups, engine=engine, runtime=RUNTIME, tokens_per_forward=tokens)
+        share = StepShare.of(groups, RUNTIME, cut_to=tokens)
+        own = objective.for_step(share, engine=engine, runtime=RUNTIME, tokens_per_forward=tokens)
+        sums = accumulate_gradient(own, share, engine=engine, runtime=RUNTIME, tokens_per_forward=tokens)
         grads = [p.grad for p in engine.policy.trainable().values() if p.grad is not None]
         found.append((torch.cat([grad.flatten() for grad in grads]), sums.means()))
         for p in engine.policy.trainable().values():

@@ -92,4 +92,3 @@ def real(pair: list[Server]) -> list[Server]:
 @pytest.fixture
 def versions(tmp_path: Path) -> Versions:
     return Versions(tmp_path / "versions", "test run")
-

@@ -104,9 +104,7 @@ def test_a_server_that_freezes_is_waited_for_no_longer_than_said(
     pool.forget()
 
 
-def test_all_servers_killed_ends_in_a_bounded_wait(
-    real: list[Server], engine: LogprobEngine, version: Version
-) -> None:
+def test_all_servers_killed_ends_in_a_bounded_wait(real: list[Server], engine: LogprobEngine, version: Version) -> None:
     pool = Pool(addresses(real), limits=Limits(answer_limit=5, server_wait=2))
     pool.publish(version)
     for server in real:
