@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from groupwise.config import load_config
@@ -20,8 +21,8 @@ from grpo.config import GrpoConfig
 from tests.runs import assert_same_run, before_step, stop_after
 from tests.servers.proxy import Proxy, status
 from tests.servers.stand_in import StandIn
-from tests.train.test_distributed_runs import assert_equal_to_rounding
-from tests.train.test_processes import run_processes
+from tests.train.test_distributed_runs import assert_equal_to_rounding, wait_for
+from tests.train.test_processes import run_processes, start_processes
 
 CONFIG = """
 model: {path: MODEL}
@@ -243,3 +244,29 @@ def test_two_processes_ask_for_their_own_share_and_learn_what_one_learns(command
     assert all(row["sampler/gap_largest"] < 1e-4 and row["servers/up"] == 2 for row in rows)
     assert all(row["servers/faults"] == 0 for row in rows)
     assert not list((tmp_path / "versions").iterdir())
+
+
+@pytest.mark.distributed
+def test_two_processes_sample_ahead_and_go_on_with_what_each_had_asked(command: Command, tmp_path: Path) -> None:
+    """What was sampled ahead lies in a checkpoint for each process; it used to be lost but for the main one's."""
+    ahead = ("--sampling.ahead", "1", "--run.checkpoint_every", "1", "--run.adapter_from", "last")
+    for runs, processes in (("one", 1), ("two", 2)):
+        run_processes(processes, ["grpo/train_grpo.py", *command(*ahead, runs=runs)])
+    assert_equal_to_rounding(tmp_path / "one" / "run", tmp_path / "two" / "run")
+    ratios = [row["ratio"] for row in read_metrics(tmp_path / "two" / "run" / "metrics.jsonl")]
+    assert ratios[0] == pytest.approx(1, abs=1e-5) and all(abs(ratio - 1) > 1e-3 for ratio in ratios[1:])
+    for runs, processes in (("same", 2), ("fewer", 1)):
+        arguments = ["grpo/train_grpo.py", *command(*ahead, runs=runs)]
+        started = start_processes(2, arguments)
+        wait_for(tmp_path / runs / "run" / "checkpoints" / "step-000002" / "manifest.json")
+        for process in started:
+            process.kill()
+        for process in started:
+            process.communicate(timeout=60)
+        assert not (tmp_path / runs / "run" / "summary.json").is_file(), "it was over before it was killed"
+        run_processes(processes, arguments)
+        assert_equal_to_rounding(tmp_path / "two" / "run", tmp_path / runs / "run")
+    same, straight = (
+        load_file(tmp_path / runs / "run" / "adapter" / "adapter_model.safetensors") for runs in ("same", "two")
+    )
+    assert all(torch.equal(same[name], value) for name, value in straight.items())
