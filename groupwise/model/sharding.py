@@ -43,6 +43,11 @@ def shard(network: PreTrainedModel, mesh: DeviceMesh, *, whole: Iterable[nn.Para
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=ignored)
     outside = {p for p in network.parameters() if id(p) not in inside}
     fully_shard(_root(network), mesh=mesh, ignored_params=ignored | outside)
+    # What a backward pass gathers ahead is told, for FSDP2 would infer it from all forward passes since the last
+    # backward pass, sampling included, and of those each process runs as many as it needs. The first layer has none
+    # before it; that it is to gather itself means nothing.
+    for layer, before in zip(layers, [layers[0], *layers], strict=False):
+        cast(FSDPModule, layer).set_modules_to_backward_prefetch([cast(FSDPModule, before)])
     for module in _shards(network):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)

@@ -14,6 +14,7 @@ Kind = Literal["gain", "no gain", "loss", "gamed"]
 _LENGTH_DECIDES = 0.97  # a reward of right answers reaches 0.9 where the base is right when it works at length
 _LENGTH_CHANGES = 0.2
 _ENOUGH_PAIRS = 50
+_ROUNDING = 1e-6  # relative; a score may come from float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,9 @@ class Change:
 
     @property
     def kind(self) -> Literal["gain", "no gain", "loss"]:
-        """Whether the interval of the difference lies above, around or below 0."""
-        return "gain" if self.difference.low > 0 else "loss" if self.difference.high < 0 else "no gain"
+        """Whether the interval of the difference lies above, around or below 0, rounding left aside."""
+        rounding = _ROUNDING * max(abs(self.before.value), abs(self.after.value))
+        return "gain" if self.difference.low > rounding else "loss" if self.difference.high < -rounding else "no gain"
 
     def words(self) -> str:
         """The change as half a sentence.

@@ -49,6 +49,14 @@ def test_a_reward_that_rises_alone_is_gamed() -> None:
     assert verdict(evidence(change(HALF, [1.0] * 40), trained=reward)).kind == "gain"
 
 
+def test_the_last_bit_of_a_score_is_no_rise() -> None:
+    """Three answers scored alike but for float32's last bit were once called a reward that is gamed."""
+    before = [1.1500001, 1.15, 1.1500001]
+    reward = change(before, [score + 6e-8 for score in before], "their reward")
+    assert reward.kind == "no gain"
+    assert verdict(evidence(change(HALF, HALF), trained=reward)).kind == "no gain"
+
+
 @pytest.mark.parametrize(
     ("share", "pairs", "tokens", "kind"),
     [

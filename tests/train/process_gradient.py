@@ -14,6 +14,7 @@ from torch import Tensor
 
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.policy import Policy
+from groupwise.model.sampling import SamplingParams, sample_completions
 from groupwise.model.sharding import like, whole_tensor
 from groupwise.sections import LoraSection, ModelSection
 from groupwise.train.objective import Objective
@@ -55,6 +56,9 @@ def gradients(engine: LogprobEngine, runtime: Runtime, tokens: int) -> Iterator[
         steps.append((f"dpo {name}", one, share))
     for name, one, share in steps:
         own = one.for_step(share, engine=engine, runtime=runtime, tokens_per_forward=tokens)
+        # Passes that one process alone runs must leave nothing behind that the others' backward passes miss.
+        alone = [[5, 6, 7]] if runtime.is_main else []
+        sample_completions(engine, alone, n=2, params=SamplingParams(max_new_tokens=3), end_ids=(), seed=0)
         sums = accumulate_gradient(own, share, engine=engine, runtime=runtime, tokens_per_forward=tokens)
         trained = engine.policy.trainable().values()
         flat = torch.cat([whole_tensor(p.grad).flatten() for p in trained if p.grad is not None])

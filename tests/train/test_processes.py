@@ -74,7 +74,11 @@ def run_processes(count: int, arguments: list[str], *, exit_code: int = 0, limit
 def test_the_gradient_of_a_step_is_the_same_for_every_objective(
     tiny_model: Path, tmp_path: Path, sharding: str, trained: str
 ) -> None:
-    """Each process once divided by its own count; half the groups then weighed as much as all of them."""
+    """Each process once divided by its own count; half the groups then weighed as much as all of them.
+
+    Sharded layers once hung: what FSDP2 gathers ahead in a backward pass followed forward passes long past, of which
+    processes had run different numbers.
+    """
     for count, kind, tokens in ((1, "none", 1000), (2, sharding, 40)):
         out = tmp_path / str(count)
         out.mkdir()
