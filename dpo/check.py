@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from dpo.config import DpoConfig
-from dpo.dataset_utils import DatasetReport
+from dpo.dataset_report import DatasetReport
 from dpo.eval import draw_samples
 from dpo.objective import DpoObjective
 from dpo.prepare import balance, check_positions, check_signal, hold_out, load_part, make_encoder

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from dpo.catalogue import OBJECTIVES
 from dpo.config import DpoConfig
-from dpo.dataset_utils import DatasetReport, load_preference_groups
+from dpo.dataset_report import DatasetReport
+from dpo.dataset_utils import load_preference_groups
 from groupwise.data.text import TextEncoder
 from groupwise.errors import UserError
 from groupwise.groups import Group, overlapping_prompts
