@@ -25,7 +25,8 @@ from dpo.loss_config import DpoLossSection
 from dpo.objective import DpoObjective
 from groupwise.groups import Completion, Group, forward_tokens
 from groupwise.model.engine import LogprobEngine
-from groupwise.model.policy import Policy, quiet_libraries
+from groupwise.model.loading import quiet_libraries
+from groupwise.model.policy import Policy
 from groupwise.preflight.memory import Prediction, loaded_bytes, peak_resident_bytes, training_bytes
 from groupwise.sections import LoraSection, ModelSection, OptimizerSection
 from groupwise.train.optimizer import make_optimizer

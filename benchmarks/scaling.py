@@ -28,7 +28,8 @@ from groupwise.cost.shapes import GroupShape, ModelShape
 from groupwise.cost.work import Work, learning_step, reading, sampling
 from groupwise.groups import Completion, Group
 from groupwise.model.engine import LogprobEngine
-from groupwise.model.policy import Policy, quiet_libraries
+from groupwise.model.loading import quiet_libraries
+from groupwise.model.policy import Policy
 from groupwise.model.sampling import SamplingParams, sample_completions
 from groupwise.sections import LoraSection, ModelSection, OptimizerSection
 from groupwise.train.optimizer import make_optimizer

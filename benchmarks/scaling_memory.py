@@ -20,7 +20,8 @@ from groupwise.cost.machine import non_negative_least_squares
 from groupwise.cost.memory import training
 from groupwise.cost.shapes import GroupShape, ModelShape, shapes_of
 from groupwise.model.engine import LogprobEngine
-from groupwise.model.policy import Policy, quiet_libraries
+from groupwise.model.loading import quiet_libraries
+from groupwise.model.policy import Policy
 from groupwise.preflight import memory
 from groupwise.preflight.memory import training_bytes
 from groupwise.sections import LoraSection, ModelSection, OptimizerSection

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from dpo.config import DpoConfig
-from dpo.dataset_utils import DatasetReport
+from dpo.dataset_report import DatasetReport
 from dpo.eval import draw_samples
 from dpo.objective import DpoObjective
 from dpo.prepare import balance, check_positions, check_signal, hold_out, load_part, make_encoder
@@ -18,7 +18,8 @@ from groupwise.data.rows import read_rows
 from groupwise.data.text import TextEncoder
 from groupwise.groups import Group, overlapping_prompts
 from groupwise.model.engine import LogprobEngine, reference_logprobs
-from groupwise.model.policy import Policy, precision_doubts, quiet_libraries
+from groupwise.model.loading import precision_doubts, quiet_libraries
+from groupwise.model.policy import Policy
 from groupwise.observe.progress import duration
 from groupwise.preflight.fit import Fit, check_memory, heaviest
 from groupwise.preflight.folder import check_folder

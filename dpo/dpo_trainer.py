@@ -1,6 +1,6 @@
 """A DPO run from configuration to adapter and summary: puts the shared pieces together and adds the objective.
 
-Knows no file formats (dpo/dataset_utils.py), no formula (dpo/losses/) and no loop (groupwise/train/).
+Knows no file formats (dpo/formats.py), no formula (dpo/losses/) and no loop (groupwise/train/).
 """
 
 from collections.abc import Sequence

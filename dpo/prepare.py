@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from dpo.catalogue import OBJECTIVES
 from dpo.config import DpoConfig
-from dpo.dataset_utils import DatasetReport, load_preference_groups
+from dpo.dataset_report import DatasetReport
+from dpo.dataset_utils import load_preference_groups
 from groupwise.data.text import TextEncoder
 from groupwise.errors import UserError
 from groupwise.groups import Group, overlapping_prompts
 from groupwise.model.engine import LogprobEngine
-from groupwise.model.policy import Policy, precision_doubts, quiet_libraries
+from groupwise.model.loading import precision_doubts, quiet_libraries
+from groupwise.model.policy import Policy
 from groupwise.rewards.load import Score, load_score
 from groupwise.train.runtime import Runtime
 

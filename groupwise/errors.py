@@ -72,6 +72,15 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
 
 
+def first_line(error: Exception) -> str:
+    """What an exception of a library says, without what it adds below; its kind where it says nothing.
+
+    >>> first_line(ValueError("no such file\\nTried: a, b"))
+    'no such file'
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def listed(problems: Sequence[str], *, most: int = 20) -> str:
     """Join the problems of one file, the first `most` in full and the rest as a count.
 

@@ -15,7 +15,8 @@ from groupwise.cost.shapes import GroupShape, ModelShape
 from groupwise.data.text import TextEncoder
 from groupwise.groups import Completion, Group, forward_tokens, overlapping_prompts
 from groupwise.model.engine import LogprobEngine, reference_logprobs
-from groupwise.model.policy import Policy, precision_doubts, quiet_libraries
+from groupwise.model.loading import precision_doubts, quiet_libraries
+from groupwise.model.policy import Policy
 from groupwise.observe.progress import duration
 from groupwise.preflight.fit import check_memory
 from groupwise.preflight.folder import check_folder

@@ -7,7 +7,8 @@ from groupwise.data.text import TextEncoder
 from groupwise.errors import UserError
 from groupwise.groups import overlapping_prompts
 from groupwise.model.engine import LogprobEngine
-from groupwise.model.policy import Policy, precision_doubts, quiet_libraries
+from groupwise.model.loading import precision_doubts, quiet_libraries
+from groupwise.model.policy import Policy
 from groupwise.rewards.scorer import Scorer
 from groupwise.train.runtime import Runtime
 from grpo.config import GrpoConfig

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from groupwise.errors import UserError, listed
+from groupwise.errors import UserError, first_line, listed
 
 HUB_NAME = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w.-]+)(:(?P<config>[\w.-]+))?")
 
@@ -305,7 +305,7 @@ def _hub_rows(source: str, repo: str, config: str | None, split: str | None, lim
         loaded: Any = library.load_dataset(repo, config, split=split)
     except Exception as error:  # the library raises a dozen kinds for network, name, configuration and split
         raise UserError(
-            f"{source}: cannot be read from the hub: {_first_line(error)}; it is no local file either "
+            f"{source}: cannot be read from the hub: {first_line(error)}; it is no local file either "
             f"({_nearest_files(Path(source))}). Check the name, the split (now {split}), the network connection, and "
             "HF_TOKEN for a gated data set; a data set of several configurations is written owner/name:configuration"
         ) from error
@@ -314,7 +314,3 @@ def _hub_rows(source: str, repo: str, config: str | None, split: str | None, lim
             raise UserError(f"{source}: has the splits {', '.join(loaded)}; say which one with the key split")
         split, loaded = next(iter(loaded.items()))
     return [Row(f"{source}[{split}]:{number}", values) for number, values in enumerate(islice(loaded, limit), start=1)]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from groupwise.deploy.trained import HeldOutSample, TrainedConfig
 from groupwise.errors import RunStopped, UserError
 from groupwise.model.head import rounding
-from groupwise.model.policy import Policy, load_network
+from groupwise.model.loading import load_network
+from groupwise.model.policy import Policy
 from groupwise.train.checkpoint import sync
 
 TEXTS = 64  # held-out prompts, each with its first answer, that the proof runs

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from groupwise.model.policy import Policy, quiet_libraries
+from groupwise.model.loading import quiet_libraries
+from groupwise.model.policy import Policy
 from groupwise.observe.samples import Answers, Sample, read_samples
 from groupwise.sections import LoraSection, ModelSection, RunSection, SamplingSection
 from groupwise.train.run import restore_trained

@@ -1,16 +1,13 @@
 """Scores groups of completions with the configured rewards, in worker processes, and says what became of each fault.
 
-Knows nothing about how a reward works, nor what the scores are for. The protocol is in `protocol.py`, one process in
-`process.py`, what crosses the pipe in `wire.py`.
+Knows nothing about how a reward works, nor what the scores are for. The protocol is in `protocol.py`, the processes in
+`worker_pool.py`, one of them in `process.py`, what crosses the pipe in `wire.py`.
 """
 
 import hashlib
 import itertools
 import math
-import os
-import queue
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,11 +16,11 @@ from typing import Any, Self
 import numpy as np
 
 from groupwise.errors import RunStopped, UserError, listed
-from groupwise.rewards.process import WorkerLost, WorkerProcess
 from groupwise.rewards.protocol import Answer, Steps, prompt_text
-from groupwise.rewards.registry import BUILT_IN, GOLD_REWARDS, problems_before_loading
+from groupwise.rewards.registry import BUILT_IN, GOLD_REWARDS
 from groupwise.rewards.user_file import split_name
-from groupwise.rewards.wire import Bad, FaultKind, Given, answers_to_plain, row_to_plain, scores_from_plain
+from groupwise.rewards.wire import Bad, FaultKind, Given, row_to_plain
+from groupwise.rewards.worker_pool import Call, Loaded, WorkerPool
 from groupwise.sections import RewardSection, ScoringSection
 
 LARGEST_FLOAT32 = 3.4028234663852886e38
@@ -63,40 +60,6 @@ class ScoredAnswers:
     faults: tuple[Fault, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    index: int
-    section: RewardSection
-    name: str
-    per_completion: bool
-    scores_steps: bool
-
-    @property
-    def key(self) -> str:
-        return f"rewards[{self.index}]"
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One reward on neighbouring completions of one group."""
-
-    reward: _Loaded
-    rows: Sequence[dict[str, Any]]
-    answers: Sequence[Answer]
-
-    def one_by_one(self) -> "list[_Call]":
-        return [_Call(self.reward, [r], [a]) for r, a in zip(self.rows, self.answers, strict=True)]
-
-
-class _Failed(Exception):
-    """A call that gave no scores at all."""
-
-    def __init__(self, bad: Bad, *, can_be_split: bool) -> None:
-        super().__init__(bad.message)
-        self.bad = bad
-        self.can_be_split = can_be_split
-
-
 class Scorer:
     """Rewards by name, each in a process that can be killed; use it as a context manager.
 
@@ -118,16 +81,9 @@ class Scorer:
             raise UserError("rewards: name at least one reward")
         self.fault_count = faults_before
         self._scoring = scoring
-        self._closed = False
-        self._all_workers = [
-            WorkerProcess(os.getcwd(), environment=scoring.environment) for _ in range(scoring.workers)
-        ]
-        self._idle: queue.LifoQueue[WorkerProcess] = queue.LifoQueue()  # the last one used has its rewards loaded
-        for worker in self._all_workers:
-            self._idle.put(worker)
-        self._executor = ThreadPoolExecutor(scoring.workers, thread_name_prefix="rewards")
+        self._workers = WorkerPool(scoring)
         try:
-            self._rewards = self._load(rewards)
+            self._rewards = self._workers.load(rewards)
         except BaseException:
             self.close()
             raise
@@ -145,12 +101,7 @@ class Scorer:
 
     def close(self) -> None:
         """End every worker and all that rewards have started in them."""
-        self._closed = True
-        for worker in self._all_workers:
-            worker.end()
-        self._executor.shutdown(wait=True, cancel_futures=True)
-        for worker in self._all_workers:
-            worker.free()
+        self._workers.close()
 
     def score(
         self, rows: Sequence[Mapping[str, object]], answers: Sequence[Answer], *, counted: bool = True
@@ -161,11 +112,12 @@ class Scorer:
         needs, and RewardFailure under the policy "fail". Faults that are not `counted` are returned all the same, for a
         caller that counts over several processes and calls `enforce`.
         """
-        self._refuse_when_closed()
+        if self._workers.closed:
+            raise RuntimeError("this Scorer is closed")
         spans = _groups(rows, answers)
         plain = _rows_to_plain(rows)
-        calls = [_Call(r, plain[s.start : s.stop], answers[s.start : s.stop]) for r in self._rewards for s in spans]
-        futures = [self._executor.submit(self._scores, call) for call in calls]
+        calls = [Call(r, plain[s.start : s.stop], answers[s.start : s.stop]) for r in self._rewards for s in spans]
+        futures = [self._workers.submit(call) for call in calls]
         try:
             results = iter([future.result() for future in futures])
         except BaseException:
@@ -221,11 +173,11 @@ class Scorer:
                 found = [(key, self._problem_of(reward, [row])) for key, row in zip(keys, plain, strict=True)]
                 raise UserError(listed([f"{key}: {problem}" for key, problem in found if problem]))
 
-    def _problem_of(self, reward: _Loaded, rows: Sequence[dict[str, Any]]) -> str:
+    def _problem_of(self, reward: Loaded, rows: Sequence[dict[str, Any]]) -> str:
         """What a reward that compares with gold answers says against these rows."""
         blank = Answer(text="", token_ids=(), finished=True, group=0)
         try:
-            self._scores(_Call(reward, rows, [blank] * len(rows)), limit_s=self._scoring.load_limit)
+            self._workers.scores(Call(reward, rows, [blank] * len(rows)), limit_s=self._scoring.load_limit)
         except UserError as error:
             return str(error)
         return ""
@@ -243,7 +195,7 @@ class Scorer:
             )
 
     def _total(
-        self, rewards: Sequence[_Loaded], table: Mapping[str, Sequence[float | None | Bad]], index: int
+        self, rewards: Sequence[Loaded], table: Mapping[str, Sequence[float | None | Bad]], index: int
     ) -> float | None:
         """The weighted sum of the scores that these rewards gave one completion."""
         parts: list[float] = []
@@ -258,110 +210,6 @@ class Scorer:
             parts.append(reward.section.weight * score)
         # What differs by the rounding of a sum (0.1 + 0.2 and 0.3) must not look like a better answer.
         return float(np.float32(math.fsum(parts))) if parts else None
-
-    def _scores(self, call: _Call, *, limit_s: float | None = None) -> list[Given]:
-        """The scores of one call; where the reward allows it, one fault costs one completion."""
-        try:
-            return self._ask(call, limit_s or self._scoring.time_limit)
-        except _Failed as failure:
-            if not (failure.can_be_split and call.reward.per_completion and len(call.answers) > 1):
-                return [failure.bad] * len(call.answers)
-        return list(itertools.chain.from_iterable(self._scores(one) for one in call.one_by_one()))
-
-    def _ask(self, call: _Call, limit_s: float) -> list[Given]:
-        worker = self._idle.get()
-        try:
-            self._refuse_when_closed()
-            if not worker.is_alive() or call.reward.index not in worker.loaded:
-                self._reload(worker, call.reward)
-            distinct = list({id(row): row for row in call.rows}.values())
-            place = {id(row): i for i, row in enumerate(distinct)}
-            answer = worker.request(
-                {
-                    "do": "score",
-                    "index": call.reward.index,
-                    "rows": distinct,
-                    "row_of": [place[id(row)] for row in call.rows],
-                    "completions": answers_to_plain(call.answers),
-                },
-                limit_s,
-            )
-        except WorkerLost as lost:
-            raise _Failed(Bad(lost.kind, str(lost)), can_be_split=True) from None
-        finally:
-            self._idle.put(worker)
-        if "user_error" in answer:
-            raise UserError(f"{call.reward.key} ({call.reward.name}): {answer['user_error']}")
-        if "bad" in answer:
-            bad = Bad(*answer["bad"])
-            raise _Failed(bad, can_be_split=bad.kind == "raised")
-        return scores_from_plain(answer["scores"])
-
-    def _reload(self, worker: WorkerProcess, reward: _Loaded) -> None:
-        """Load a reward, which loaded at the start, into a process that has not got it."""
-        try:
-            answer = _load_request(worker, reward.index, reward.section, self._scoring.load_limit)
-        except WorkerLost as lost:
-            raise _Failed(Bad(lost.kind, f"while it was loaded again: {lost}"), can_be_split=False) from None
-        if "problems" in answer:
-            message = f"while it was loaded again: {listed(answer['problems'])}"
-            raise _Failed(Bad("raised", message), can_be_split=False)
-
-    def _refuse_when_closed(self) -> None:
-        if self._closed:
-            raise RuntimeError("this Scorer is closed")
-
-    def _load(self, rewards: Sequence[RewardSection]) -> list[_Loaded]:
-        worker = self._all_workers[-1]  # the one that the first call will get
-        problems: list[str] = []
-        loaded: list[_Loaded] = []
-        for (index, section), name in zip(enumerate(rewards), _display_names(rewards), strict=True):
-            key = f"rewards[{index}]"
-            found = problems_before_loading(section.name, section.options, key)
-            if not found:
-                try:
-                    answer = _load_request(worker, index, section, self._scoring.load_limit)
-                except WorkerLost as lost:
-                    problem = f"{key}: {section.name} cannot be loaded: it {lost.kind}: {lost}"
-                    answer: dict[str, Any] = {"problems": [problem]}
-                found = answer.get("problems", [])
-                marks = {mark: answer.get(mark, False) for mark in ("per_completion", "scores_steps")}
-                loaded.append(_Loaded(index, section, name, **marks))
-            problems += found
-        if problems:
-            raise UserError(listed(problems))
-        return loaded
-
-
-def _load_request(worker: WorkerProcess, index: int, section: RewardSection, limit_s: float) -> dict[str, Any]:
-    answer = worker.request(
-        {
-            "do": "load",
-            "index": index,
-            "name": section.name,
-            "options": section.options,
-            "key": f"rewards[{index}]",
-        },
-        limit_s,
-    )
-    if "problems" not in answer:
-        worker.loaded.add(index)
-    return answer
-
-
-def _display_names(rewards: Sequence[RewardSection]) -> list[str]:
-    """Short names that tell the rewards apart: of a user's file the function, and from the second use on its number.
-
-    >>> _display_names([RewardSection(name=name) for name in ("length", "mine.py:length", "repetition")])
-    ['length', 'length#2', 'repetition']
-    """
-    names: list[str] = []
-    seen: dict[str, int] = {}
-    for reward in rewards:
-        name = reward.name.rpartition(":")[2]
-        seen[name] = seen.get(name, 0) + 1
-        names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return names
 
 
 def _groups(rows: Sequence[Mapping[str, object]], answers: Sequence[Answer]) -> list[range]:
@@ -386,7 +234,7 @@ def _rows_to_plain(rows: Sequence[Mapping[str, object]]) -> list[dict[str, Any]]
     return [plain[id(row)] for row in rows]
 
 
-def _countable(score: Given, reward: _Loaded, rewards: int) -> Given:
+def _countable(score: Given, reward: Loaded, rewards: int) -> Given:
     """The score, unless its part of the sum could leave the range of float32, in which advantages are computed."""
     if score is None or isinstance(score, Bad):
         return score

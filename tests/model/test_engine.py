@@ -190,34 +190,6 @@ def test_bfloat16_autocast_still_shares_prompts() -> None:
     assert (engine.score(batch).logp_T - LogprobEngine(policy).score(batch).logp_T).abs().max() < 0.5
 
 
-def test_dropout_is_off_even_in_training_mode() -> None:
-    """OPT keeps its dropout as a number on the layer; the peer samples and scores with LoRA dropout on."""
-    model = make_model("opt")
-    policy = Policy(model, no_tokenizer(), lora=LoraSection(rank=2))
-    model.train()
-    batch = pack(random_groups(2, vocabulary=VOCABULARY, seed=8))
-    engine = LogprobEngine(policy)
-    with torch.no_grad():
-        assert torch.equal(engine.score(batch).logp_T, engine.score(batch).logp_T)
-
-
-@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
-def test_nested_reference_contexts_stay_in_the_reference(lora: bool) -> None:
-    """PEFT's disable_adapter switches the adapter back on at the end of an inner context."""
-    policy = make_policy("gpt2", lora=lora)
-    with torch.no_grad():
-        for p in policy.trainable().values():
-            p.add_(0.05)
-    engine = LogprobEngine(policy)
-    batch = pack(random_groups(2, vocabulary=VOCABULARY, seed=9))
-    with torch.no_grad(), policy.reference():
-        outer_T = engine.score(batch).logp_T
-        with policy.reference():
-            assert torch.equal(engine.score(batch).logp_T, outer_T)
-        assert torch.equal(engine.score(batch).logp_T, outer_T)
-    assert not torch.equal(engine.score(batch).logp_T, outer_T)
-
-
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize("moved", [False, True], ids=["base", "moved"])
 def test_entropy_and_kl_over_the_vocabulary_equal_the_plain_formula(lora: bool, moved: bool) -> None:

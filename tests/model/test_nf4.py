@@ -13,7 +13,8 @@ from groupwise.config import load_config
 from groupwise.errors import UserError
 from groupwise.model import nf4
 from groupwise.model.engine import LogprobEngine
-from groupwise.model.policy import Policy, load_network
+from groupwise.model.loading import load_network
+from groupwise.model.policy import Policy
 from groupwise.model.sampling import SamplingParams, sample_completions
 from groupwise.sections import LoraSection, ModelSection
 from grpo import train_grpo
