@@ -1,6 +1,7 @@
 """Train the embedded base model: a GPT-2 of two million parameters with its own tokenizer, from nothing, on one CPU.
 
     python scripts/train_base_model.py                        # 25 minutes on two cores; writes model/base_gpt2
+    python scripts/train_base_model.py --architecture qwen2   # the same for a Qwen2, which vLLM puts adapters on
     python scripts/train_base_model.py --steps 200 --out /tmp/small
     python scripts/train_base_model.py --evaluate-only        # figures of the model that is there
 
@@ -19,18 +20,29 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast, get_args
 
 import make_data
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from groupwise.rewards.review_sentiment import review_sentiment
 
 EOS = "<|endoftext|>"
 ROOT = Path(__file__).resolve().parent.parent
+Architecture = Literal["gpt2", "qwen2"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +57,7 @@ class Document:
 class Recipe:
     """What the training run was: everything that the weights depend on, beside the grammars."""
 
+    architecture: Architecture = "gpt2"
     steps: int = 2800
     rows_per_step: int = 32
     learning_rate: float = 4e-3
@@ -190,8 +203,35 @@ def text_batch(rows: Sequence[tuple[list[int], list[int]]], prompt_weight: float
     return TextBatch(ids, weights)
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> GPT2LMHeadModel:
-    """A GPT-2 with fresh weights and no dropout."""
+def new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> PreTrainedModel:
+    """A network with fresh weights and no dropout. Both architectures have as many weights in their layers."""
+    torch.manual_seed(recipe.seed)
+    return (new_gpt2 if recipe.architecture == "gpt2" else new_qwen2)(tokenizer, recipe)
+
+
+def new_qwen2(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Qwen2ForCausalLM:
+    """Rotary positions, RMS norms, a gated inner layer, and a third of the heads for keys and values."""
+    eos = eos_id(tokenizer)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=recipe.positions,
+        hidden_size=recipe.width,
+        intermediate_size=8 * recipe.width // 3,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads // 3,
+        initializer_range=0.04,
+        attention_dropout=0.0,
+        bos_token_id=eos,
+        eos_token_id=eos,
+        pad_token_id=eos,
+        tie_word_embeddings=True,
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def new_gpt2(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> GPT2LMHeadModel:
+    """Learned positions, layer norms, as many heads for keys and values as for queries."""
     eos = eos_id(tokenizer)
     config = GPT2Config(
         vocab_size=len(tokenizer),
@@ -209,7 +249,6 @@ def new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> GPT2LMHeadM
         pad_token_id=eos,
         tie_word_embeddings=True,
     )
-    torch.manual_seed(recipe.seed)
     return GPT2LMHeadModel(config)
 
 
@@ -220,8 +259,11 @@ def float32_attention(
 
     query, key, value: [rows, heads, length, width of a head]; returns [rows, length, heads, width of a head].
     """
+    fewer = key.shape[1] < query.shape[1]
     with torch.autocast(query.device.type, enabled=False):
-        out = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), is_causal=True)
+        out = F.scaled_dot_product_attention(
+            query.float(), key.float(), value.float(), is_causal=True, enable_gqa=fewer
+        )
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -233,22 +275,23 @@ def learning_rate_at(recipe: Recipe, step: int) -> float:
     return recipe.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def loss_of(model: GPT2LMHeadModel, batch: TextBatch, device: torch.device) -> Tensor:
+def loss_of(model: PreTrainedModel, batch: TextBatch, device: torch.device) -> Tensor:
     """The weighted mean negative log-probability of a batch's tokens, in nats."""
     ids = batch.ids.to(device, torch.long)
     weights = batch.weights.to(device)[:, 1:]
     # Rows are padded at the end, so the causal mask is enough; a mask of ones says that nothing else is masked.
     with torch.autocast(device.type, dtype=torch.bfloat16):
-        hidden = model.transformer(ids[:, :-1], attention_mask=torch.ones_like(ids[:, :-1])).last_hidden_state
-        logits = model.lm_head(hidden[weights > 0])
+        hidden = model.base_model(ids[:, :-1], attention_mask=torch.ones_like(ids[:, :-1])).last_hidden_state
+        logits = cast(torch.nn.Module, model.get_output_embeddings())(hidden[weights > 0])
     loss = F.cross_entropy(logits.float(), ids[:, 1:][weights > 0], reduction="none")
     return (loss * weights[weights > 0]).sum() / weights.sum()
 
 
-def optimizers_of(model: GPT2LMHeadModel, recipe: Recipe) -> tuple[torch.optim.Optimizer, ...]:
+def optimizers_of(model: PreTrainedModel, recipe: Recipe) -> tuple[torch.optim.Optimizer, ...]:
     """Muon for the matrices inside the layers, AdamW for embeddings, biases and norms; one learning rate fits both."""
-    inner = [p for name, p in model.named_parameters() if p.dim() == 2 and ".h." in name]
-    others = [p for name, p in model.named_parameters() if not (p.dim() == 2 and ".h." in name)]
+    inside = {name: p.dim() == 2 and (".h." in name or ".layers." in name) for name, p in model.named_parameters()}
+    inner = [p for name, p in model.named_parameters() if inside[name]]
+    others = [p for name, p in model.named_parameters() if not inside[name]]
     rate, decay = recipe.learning_rate, recipe.weight_decay
     return (
         torch.optim.Muon(inner, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
@@ -256,7 +299,7 @@ def optimizers_of(model: GPT2LMHeadModel, recipe: Recipe) -> tuple[torch.optim.O
     )
 
 
-def train(model: GPT2LMHeadModel, corpus: Iterable[TextBatch], recipe: Recipe, device: torch.device) -> float:
+def train(model: PreTrainedModel, corpus: Iterable[TextBatch], recipe: Recipe, device: torch.device) -> float:
     """Run the whole schedule and return the mean loss of its last twentieth, in nats per token."""
     optimizers = optimizers_of(model, recipe)
     AttentionInterface.register("float32_causal", float32_attention)
@@ -305,7 +348,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: GPT2LMHeadModel,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     problems: Sequence[make_data.Problem],
     review_prompts: Sequence[str],
@@ -350,7 +393,7 @@ def mean(values: Sequence[bool]) -> float:
 
 @torch.no_grad()
 def complete(
-    model: GPT2LMHeadModel,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[str],
     generator: torch.Generator,
@@ -413,21 +456,25 @@ def move(model: torch.nn.Module, device: torch.device) -> None:
     model.to(device)
 
 
-def save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Write weights (safetensors, float32), tokenizer and configuration."""
-    model.cpu().save_pretrained(out)
+    move(model, torch.device("cpu"))
+    model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
-def model_card(model: GPT2LMHeadModel, recipe: Recipe, command: str, final_loss: float, figures: Evaluation) -> str:
+def model_card(model: PreTrainedModel, recipe: Recipe, command: str, final_loss: float, figures: Evaluation) -> str:
     """The README beside the weights."""
     config = model.config
-    return f"""# base_gpt2
+    kind = {"gpt2": "GPT-2", "qwen2": "Qwen2"}[recipe.architecture]
+    place = {"gpt2": "the embedded default of this project", "qwen2": "the embedded default's twin of another family"}
+    return f"""# base_{recipe.architecture}
 
-A GPT-2 of {model.num_parameters() / 1e6:.2f} million parameters ({config.n_layer} layers, width {config.n_embd},
-{config.n_head} heads, {config.n_positions} positions, {config.vocab_size} tokens), trained from nothing on text that
-`scripts/make_data.py` makes up: short film reviews and arithmetic word problems. It is the embedded default of this
-project: small enough for a CPU, and unfinished in a way that can be measured.
+A {kind} of {model.num_parameters() / 1e6:.2f} million parameters ({recipe.layers} layers, width {recipe.width},
+{recipe.heads} heads, {recipe.positions} positions, {config.vocab_size} tokens), trained from nothing on text that
+`scripts/make_data.py` makes up: short film reviews and arithmetic word problems. It is
+{place[recipe.architecture]}:
+small enough for a CPU, and unfinished in a way that can be measured.
 
 - **Reviews**: it continues a neutral opening with either sentiment. DPO teaches it to prefer the positive one.
 - **Word problems**: in the later part of its training {recipe.worked_late:.0%} of the problems came with worked steps
@@ -437,7 +484,7 @@ project: small enough for a CPU, and unfinished in a way that can be measured.
 Outside these two grammars it knows nothing. A text is a prompt and its completion, without a token in front; `{EOS}`
 ends every text and is also the padding token. A review prompt has no trailing space and its completion begins with one;
 a word problem ends in a newline. Every digit is one token. Texts of the training end before position 150: what comes
-later in the window of {config.n_positions} was never trained.
+later in the window of {recipe.positions} was never trained.
 
 ## Figures
 
@@ -474,27 +521,29 @@ Licence: MIT, weights and tokenizer included; the training text is this project'
 """
 
 
-def recipe_fields(recipe: Recipe) -> dict[str, float]:
+def recipe_fields(recipe: Recipe) -> dict[str, float | str]:
     return {name: getattr(recipe, name) for name in Recipe.__dataclass_fields__}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "model" / "base_gpt2", help="folder to write")
+    parser.add_argument("--out", type=Path, help="folder to write (default model/base_ARCHITECTURE)")
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder with the held-out prompts")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; another number rounds differently")
     parser.add_argument("--evaluate-only", action="store_true", help="print the figures of the model in --out")
     for name, default in recipe_fields(Recipe()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+        choices = get_args(Architecture) if name == "architecture" else None
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, choices=choices)
     args = parser.parse_args()
     recipe = Recipe(**{name: getattr(args, name) for name in Recipe.__dataclass_fields__})
+    out: Path = args.out or ROOT / "model" / f"base_{recipe.architecture}"
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     problems, review_prompts = heldout_of(args.data)
     if args.evaluate_only:
-        model = GPT2LMHeadModel.from_pretrained(args.out)
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.out)
+        model = AutoModelForCausalLM.from_pretrained(out)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
         move(model, device)
         print(evaluate(model, tokenizer, problems, review_prompts))
         return
@@ -510,9 +559,9 @@ def main() -> None:
     changed = {k: v for k, v in recipe_fields(recipe).items() if v != getattr(Recipe(), k)}
     options = [f"--{name.replace('_', '-')} {value}" for name, value in changed.items()]
     command = " ".join(["python scripts/train_base_model.py", *options])
-    save(model, tokenizer, args.out)
+    save(model, tokenizer, out)
     card = model_card(model, recipe, command, final_loss, figures)
-    (args.out / "README.md").write_text(card, encoding="utf-8", newline="\n")
+    (out / "README.md").write_text(card, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":
