@@ -24,9 +24,10 @@ from groupwise.batch import pack
 from groupwise.cost.shapes import GroupShape, ModelShape
 from groupwise.cost.work import learn
 from groupwise.groups import Completion, Group
+from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.policy import Policy
-from groupwise.model.sampling import SamplingParams, sample_completions
+from groupwise.model.sampling import sample_completions
 from groupwise.sections import LoraSection, OptimizerSection
 from groupwise.train.optimizer import clipped_step, make_optimizer
 

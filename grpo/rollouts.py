@@ -20,9 +20,10 @@ from groupwise.batch import pack
 from groupwise.data.text import TextEncoder
 from groupwise.errors import RunStopped
 from groupwise.groups import Completion, Group, NotFinite, Unanswered, forward_tokens
+from groupwise.model.drafts import UnreadablePrompts
+from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine, reference_logprobs
 from groupwise.model.sampler import Answers, BuiltinSampler, Sampler
-from groupwise.model.sampling import SamplingParams, UnreadablePrompts
 from groupwise.rewards.protocol import Answer
 from groupwise.rewards.scorer import Fault, ScoredAnswers, Scorer
 from groupwise.train.group_file import load_groups, save_groups
