@@ -1,7 +1,7 @@
 """Logits of the next token of many completions at once, by three methods from fast to plain.
 
 `SharedSteps` runs the prompts as one packed row and keeps their keys and values once (group_cache.py). It needs the
-attention that shares prompts. `CachedSteps` uses the model's own
+attention that shares prompts; captured.py does the same in steps of fixed shape. `CachedSteps` uses the model's own
 attention and cache, for prompts of one length. `PlainSteps` runs the whole text again for every token, for families
 that carry other state. Knows nothing about drawing tokens.
 

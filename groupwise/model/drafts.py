@@ -1,7 +1,7 @@
 """The completions of a batch of prompts while they are written, a row each, and what ends them.
 
 Writing a token asks the device for nothing: what has ended and what is not finite stays there until `going_on` looks.
-Knows nothing about networks, keys and values.
+So a step that writes can be captured as a CUDA graph. Knows nothing about networks, keys and values.
 
 Legend: V vocabulary, R completions of the batch, A rows that a step writes, T tokens of a completion, n completions of
 a prompt.

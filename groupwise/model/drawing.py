@@ -1,7 +1,7 @@
 """Logits to one token per row, and the log-prob it was drawn with.
 
 Every row brings one uniform number, so a token is a function of its row alone. Nothing here reads a value back from the
-device. Knows nothing about prompts, ends or random streams.
+device or depends on one, so the draw can be part of a CUDA graph. Knows nothing about prompts, ends or random streams.
 
 Legend: A rows, V vocabulary, B blocks of the vocabulary, then tokens of one block.
 """
@@ -27,6 +27,7 @@ class SamplingParams:
     max_new_tokens   a completion that is longer is cut, and is not finished
     stop             a completion that contains one of these texts ends with the token that completed it
     rows_at_once     completions decoded together; memory only
+    captured         a decoding step is captured as a CUDA graph and replayed; time only
     """
 
     temperature: float = 1.0
@@ -36,6 +37,11 @@ class SamplingParams:
     max_new_tokens: int = 128
     stop: tuple[str, ...] = ()
     rows_at_once: int = 512
+    captured: bool = False
+
+    def __post_init__(self) -> None:
+        if self.captured and self.stop:
+            raise ValueError("captured steps see no texts, so nothing could stop them at one")
 
     @classmethod
     def of(cls, section: SamplingSection) -> "SamplingParams":
@@ -75,7 +81,7 @@ def truncated(p_AV: Tensor, params: SamplingParams) -> Tensor:
     ordered_AV, token_AV = p_AV.sort(dim=-1, descending=True, stable=True)
     keep_AV = torch.ones_like(ordered_AV, dtype=torch.bool)
     if params.top_k is not None:
-        keep_AV[:, params.top_k :] = False
+        keep_AV[:, params.top_k :].fill_(False)  # without a tensor from the host
     if params.top_p < 1:
         left_AV = ordered_AV * keep_AV
         before_AV = left_AV.cumsum(dim=-1) - left_AV

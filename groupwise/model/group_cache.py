@@ -1,8 +1,8 @@
 """What the completions of some prompts have seen, and the layout by which their next tokens attend to it.
 
 A prompt's keys and values exist once, whatever the number of its completions; each completion has keys and values of
-its own tokens only. How those are kept is for others to say (decoding.py). Knows nothing about networks or drawing
-tokens.
+its own tokens only. How those are kept is said twice: as tensors that grow and lose rows (decoding.py), and at fixed
+addresses for CUDA graphs (captured.py). The attention is the same. Knows nothing about networks or drawing tokens.
 
 Legend: A completions still being written, B prompts with one of these, N most of these at one prompt, P longest prompt,
 t own tokens that are looked at, H query heads, G key-value heads, R query heads of one of these, D head width, S tokens

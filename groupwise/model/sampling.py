@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from groupwise.groups import Completion
-from groupwise.model.decoding import Steps, steps_for
+from groupwise.model.captured import check_capturable, write_captured
+from groupwise.model.decoding import Network, Steps, steps_for
 from groupwise.model.drafts import Drafts, Request
 from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine
+from groupwise.model.recorder import recorder_for
 
 
 @torch.no_grad()
@@ -41,9 +43,12 @@ def sample_completions(
     `most_new_tokens[i]` where that is fewer. `sampled_logp` is under the whole distribution at the temperature (1 for
     temperature 0), which is what the engine computes; `drawn_logp` is under the distribution drawn from, and only there
     where tokens were cut off. `streams[i]` numbers the random stream of prompt i (default: its place): the same
-    seed and number give the same completions. Raises UnreadablePrompts where the network gives NaN.
+    seed and number give the same completions. Raises UnreadablePrompts where the network gives NaN, and UserError for
+    `params.captured` where steps cannot be captured.
     """
     ends = frozenset(end_ids)
+    if params.captured:
+        check_capturable(engine)
     drawn: list[list[Completion]] = [[] for _ in prompts]
     with _laid_out(engine):
         for batch in _batches(prompts, max(1, params.rows_at_once // n), mixed_lengths=engine.method == "shared"):
@@ -69,9 +74,9 @@ def stream_completion(
 ) -> Generator[int, None, Completion]:
     """One completion of one prompt, id by id as they are drawn, and at the end as a whole.
 
-    It is the first completion that `sample_completions` draws with this seed and stream number. Until the generator
-    ends or is closed the policy stays laid out for sampling, so nothing else may run it meanwhile. Raises
-    UnreadablePrompts where the network gives NaN.
+    It is the first completion that `sample_completions` draws with this seed and stream number. Its steps are never
+    captured, for each token is looked at. Until the generator ends or is closed the policy stays laid out for sampling,
+    so nothing else may run it meanwhile. Raises UnreadablePrompts where the network gives NaN.
     """
     request = Request(0, prompt, _uniforms(seed, stream, 1, params.max_new_tokens), params.max_new_tokens)
     with _laid_out(engine):
@@ -96,6 +101,9 @@ def _answered(
     engine: LogprobEngine, requests: Sequence[Request], params: SamplingParams, end_ids: Iterable[int]
 ) -> list[list[Completion]]:
     """The completions of each request of a batch."""
+    if params.captured:
+        recorder = recorder_for(engine.policy.device)
+        return write_captured(Network(engine), requests, params, end_ids, recorder).completions()
     steps = steps_for(engine, [one.prompt_ids for one in requests], len(requests[0].uniform_nT))
     logits_AV = steps.first_logits()
     drafts = Drafts(requests, params, end_ids, logits_AV)
