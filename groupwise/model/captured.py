@@ -9,8 +9,7 @@ from the same keys and the same random number as ever, so the completions are th
 
 Knows nothing about CUDA: a recorder does a step once and gives what does it again.
 
-Legend: A rows of the segment, B prompts with one of these, t room for own tokens, G key-value heads, D head width,
-V vocabulary.
+Legend: A rows of the segment, t room for own tokens, G key-value heads, D head width, V vocabulary.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,10 +25,11 @@ from groupwise.model.engine import LogprobEngine
 from groupwise.model.group_cache import GroupCache, LayerCache
 from groupwise.model.recorder import Recorder, recorder_for, unrecorded
 
+# Chosen without a GPU at hand; none of them changes a result but for rounding.
 _LOOK_EVERY = 16  # steps; rows that have ended are written on until then
-_FIRST_ROOM = 128  # own tokens; a small room saves little, and each doubling is another recording
+_FIRST_ROOM = 128  # own tokens; less room would be less memory at first, and one more recording
 _LEAVE_BELOW = 0.4  # share of live rows under which the others leave
-_FEWEST_ROWS = 16  # with fewer a step takes no less time
+_FEWEST_ROWS = 16  # of which none leave: their step should be bound by reading the weights
 _WORTH_RECORDING = 4  # steps; fewer are started from Python
 
 
@@ -37,8 +37,8 @@ def check_capturable(engine: LogprobEngine) -> None:
     """Raise UserError where the engine's decoding steps cannot be captured."""
     if engine.method != "shared":
         raise UserError(
-            "sampling.captured: only decoding with shared prompts has steps of fixed shape, and this model is run by "
-            f"model.attention {engine.method}; set it to false"
+            "sampling.captured: only decoding with shared prompts has steps of fixed shape, and this model runs each "
+            "completion alone (model.attention repeat); set it to false"
         )
     if engine.policy.sharded:
         raise UserError(
