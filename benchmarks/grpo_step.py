@@ -19,9 +19,10 @@ import torch
 
 from groupwise.data.text import TextEncoder
 from groupwise.groups import Group
+from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine, reference_logprobs
 from groupwise.model.policy import Policy
-from groupwise.model.sampling import SamplingParams, sample_completions
+from groupwise.model.sampling import sample_completions
 from groupwise.sections import LoraSection, ModelSection, OptimizerSection
 from groupwise.train.optimizer import make_optimizer
 from groupwise.train.runtime import Runtime

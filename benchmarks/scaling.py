@@ -27,10 +27,11 @@ from groupwise.cost.machine import Machine
 from groupwise.cost.shapes import GroupShape, ModelShape
 from groupwise.cost.work import Work, learning_step, reading, sampling
 from groupwise.groups import Completion, Group
+from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.loading import quiet_libraries
 from groupwise.model.policy import Policy
-from groupwise.model.sampling import SamplingParams, sample_completions
+from groupwise.model.sampling import sample_completions
 from groupwise.sections import LoraSection, ModelSection, OptimizerSection
 from groupwise.train.optimizer import make_optimizer
 

@@ -17,6 +17,7 @@ from groupwise.cost.shapes import GroupShape, ModelShape, shapes_of
 from groupwise.data.rows import read_rows
 from groupwise.data.text import TextEncoder
 from groupwise.groups import Group, overlapping_prompts
+from groupwise.model.captured import check_capturable
 from groupwise.model.engine import LogprobEngine, reference_logprobs
 from groupwise.model.loading import precision_doubts, quiet_libraries
 from groupwise.model.policy import Policy
@@ -81,6 +82,8 @@ def _check_step(
 ) -> None:
     """Memory first; what fits is then tried."""
     engine = LogprobEngine(loaded.policy, config.model.attention, autocast=loaded.runtime.autocast)
+    if config.sampling.captured:
+        check_capturable(engine)
     report.notes(engine.notices)
     source = EpochSource(
         groups,

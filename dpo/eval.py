@@ -24,8 +24,9 @@ from groupwise.config import load_config
 from groupwise.data.text import TextEncoder
 from groupwise.errors import exit_with_user_errors
 from groupwise.groups import Group, NotFinite, forward_tokens
+from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine, reference_logprobs, sequence_logratios
-from groupwise.model.sampling import SamplingParams, sample_completions
+from groupwise.model.sampling import sample_completions
 from groupwise.observe.heldout import Evaluation
 from groupwise.observe.samples import read_samples
 from groupwise.observe.statistics import mean_interval, share_interval

@@ -12,6 +12,7 @@ from dpo.dataset_utils import load_preference_groups
 from groupwise.data.text import TextEncoder
 from groupwise.errors import UserError
 from groupwise.groups import Group, overlapping_prompts
+from groupwise.model.captured import check_capturable
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.loading import precision_doubts, quiet_libraries
 from groupwise.model.policy import Policy
@@ -58,6 +59,8 @@ def prepare(config: DpoConfig, runtime: Runtime) -> Prepared:
         check_signal(part, one, config)
     check_positions(policy, [*groups, *heldout], config)
     engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast, keep_step=runtime.keep_step)
+    if config.sampling.captured:
+        check_capturable(engine)
     notes = [f"{part}: {line}" for part, report in reports.items() for line in report.lines()]
     notes += balance(report, config)
     notes += [*engine.notices, *precision_doubts(config.model, config.lora)]

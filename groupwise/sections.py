@@ -162,6 +162,19 @@ class SamplingSection(Section):
     rows_at_once: int = Field(
         default=512, ge=1, description="completions decoded together; memory only, never the result but for rounding"
     )
+    captured: bool = Field(
+        default=False,
+        description="GPU: decoding steps are captured once and replayed; the same result but for rounding",
+    )
+
+    @model_validator(mode="after")
+    def _stop_looks_at_every_token(self) -> Self:
+        if self.captured and self.stop:
+            raise ValueError(
+                "captured: steps that are replayed look at no texts, and stop needs that at every token; set captured "
+                "to false, or remove stop"
+            )
+        return self
 
 
 class RewardSection(Section):

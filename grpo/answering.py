@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from groupwise.data.text import TextEncoder
 from groupwise.groups import Completion, Group, NotFinite, Unanswered
+from groupwise.model.drafts import UnreadablePrompts
+from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.sampler import Answers, BuiltinSampler, Sampler
-from groupwise.model.sampling import SamplingParams, UnreadablePrompts
 from groupwise.rewards.protocol import Answer
 from groupwise.rewards.scorer import Fault, ScoredAnswers, Scorer
 from grpo.advantages import Steps

@@ -14,6 +14,7 @@ from groupwise.batch import pack
 from groupwise.cost.shapes import GroupShape, ModelShape
 from groupwise.data.text import TextEncoder
 from groupwise.groups import Completion, Group, forward_tokens, overlapping_prompts
+from groupwise.model.captured import check_capturable
 from groupwise.model.engine import LogprobEngine, reference_logprobs
 from groupwise.model.loading import precision_doubts, quiet_libraries
 from groupwise.model.policy import Policy
@@ -85,6 +86,8 @@ def _check_rest(config: GrpoConfig, scorer: Scorer | None, report: Report, memor
     if not train or not loaded.sound:
         return
     engine = LogprobEngine(loaded.policy, config.model.attention, autocast=loaded.runtime.autocast)
+    if config.sampling.captured and not _can_be_captured(engine, report):
+        return
     report.notes(engine.notices)
     if config.sampling.engine == "vllm":
         with report.part("servers"):
@@ -105,6 +108,14 @@ def _check_rest(config: GrpoConfig, scorer: Scorer | None, report: Report, memor
             return
     with report.part("memory, loss and time"):
         _check_step(config, engine, loaded.runtime, train, heldout, trial, reward_model, report, memory)
+
+
+def _can_be_captured(engine: LogprobEngine, report: Report) -> bool:
+    with report.part("captured sampling"):
+        check_capturable(engine)
+        report.ok("decoding steps of this model have a fixed shape")
+        return True
+    return False
 
 
 def _check_data(

@@ -17,8 +17,8 @@ from rich.console import Console
 from groupwise.config import load_config
 from groupwise.errors import UserError, exit_with_user_errors
 from groupwise.groups import Group
+from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import sequence_logratios
-from groupwise.model.sampling import SamplingParams
 from groupwise.observe.heldout import Evaluation
 from groupwise.observe.samples import read_samples
 from groupwise.observe.statistics import mean_interval, share_interval

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from groupwise.data.text import TextEncoder
 from groupwise.errors import UserError
 from groupwise.groups import overlapping_prompts
+from groupwise.model.captured import check_capturable
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.loading import precision_doubts, quiet_libraries
 from groupwise.model.policy import Policy
@@ -59,6 +60,8 @@ def prepare(config: GrpoConfig, scorer: Scorer, runtime: Runtime, faults: FaultL
     everything = (*train, *heldout)
     scorer.check_rows([prompt.row for prompt in everything], [prompt.key for prompt in everything])
     engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast, keep_step=runtime.keep_step)
+    if config.sampling.captured:
+        check_capturable(engine)
     notes = [f"{part}: {line}" for part, report in reports.items() for line in report.lines()]
     notes += [*engine.notices, *precision_doubts(config.model, config.lora)]
     notes += doubts(config)

@@ -17,9 +17,9 @@ from typing import Any
 from groupwise.data.text import TextEncoder
 from groupwise.errors import RunStopped
 from groupwise.groups import Group
+from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine, reference_logprobs
 from groupwise.model.sampler import Answers, Sampler
-from groupwise.model.sampling import SamplingParams
 from groupwise.rewards.scorer import Scorer
 from groupwise.train.group_file import load_groups, save_groups
 from groupwise.train.order import EpochOrder

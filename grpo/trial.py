@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from groupwise.data.text import TextEncoder
 from groupwise.groups import Completion, Group
+from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine
-from groupwise.model.sampling import SamplingParams
 from groupwise.preflight.lengths import histogram
 from groupwise.preflight.report import Report
 from groupwise.preflight.scores import check_length, judge_probes, probes, tell_scores

@@ -84,8 +84,8 @@ def load_speaker(folder: RunFolder, config: Config, prompts: str) -> "Speaker":
     from groupwise.deploy.prompt_form import PromptForm, bears_chat_template, common_ending
     from groupwise.deploy.speaker import Speaker
     from groupwise.deploy.trained import held_out_samples, load_trained
+    from groupwise.model.drawing import SamplingParams
     from groupwise.model.engine import LogprobEngine
-    from groupwise.model.sampling import SamplingParams
 
     held_out = [sample.prompt for sample in held_out_samples(folder)]
     trained = load_trained(folder, config)

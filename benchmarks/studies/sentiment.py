@@ -13,10 +13,11 @@ import torch
 from groupwise.data.rows import read_rows
 from groupwise.data.text import TextEncoder
 from groupwise.groups import Completion, Group
+from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine, sequence_logratios
 from groupwise.model.loading import quiet_libraries
 from groupwise.model.policy import Policy
-from groupwise.model.sampling import SamplingParams, sample_completions
+from groupwise.model.sampling import sample_completions
 from groupwise.rewards.load import load_score
 from groupwise.sections import LoraSection, ModelSection
 

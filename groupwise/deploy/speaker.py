@@ -8,8 +8,10 @@ from typing import Literal
 from groupwise.data.text import TextEncoder
 from groupwise.deploy.prompt_form import Exchange, PromptForm
 from groupwise.errors import UserError
+from groupwise.model.drafts import UnreadablePrompts
+from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine
-from groupwise.model.sampling import SamplingParams, UnreadablePrompts, stream_completion
+from groupwise.model.sampling import stream_completion
 
 Voice = Literal["base", "tuned"]
 VOICES: tuple[Voice, Voice] = ("base", "tuned")

@@ -2,7 +2,7 @@
 
 Key k is visible to query q when both are of one group, k is not later than q, and k is in the prompt or in q's own
 completion. Registered as the attention implementation "groupwise" through Transformers' `AttentionInterface`; the
-layout arrives as the extra forward keyword `row_layout`. Another `Layout` (decoding.py) takes part in the same way.
+layout arrives as the extra forward keyword `row_layout`. Another `Layout` (group_cache.py) takes part in the same way.
 Knows nothing about losses, log-probs or LoRA.
 
 Groups of similar size are computed together: their prompts as one padded block, then their completions as another,

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from groupwise.groups import Completion
+from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine
-from groupwise.model.sampling import SamplingParams, sample_completions
+from groupwise.model.sampling import sample_completions
 
 Answers = Callable[[], list[list[Completion]]]
 """Completions that were asked for: the call returns when they are there, and the same ones each time."""

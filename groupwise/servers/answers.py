@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 
 from groupwise.groups import Completion
-from groupwise.model.sampling import SamplingParams
+from groupwise.model.drawing import SamplingParams
 from groupwise.servers.client import ServerFault
 
 

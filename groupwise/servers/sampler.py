@@ -13,9 +13,10 @@ from torch import Tensor
 
 from groupwise.errors import Interrupted, RunStopped, UserError
 from groupwise.groups import Completion, Group, NotFinite
+from groupwise.model.drafts import UnreadablePrompts
+from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine, sampled_logprobs
 from groupwise.model.sampler import Answers
-from groupwise.model.sampling import SamplingParams, UnreadablePrompts
 from groupwise.servers.answers import Ask, Terms, seed_of
 from groupwise.servers.fingerprint import fixed_text, text_logprobs
 from groupwise.servers.pool import Limits, Pool, Version

@@ -57,6 +57,8 @@ class ServedSamplingSection(SamplingSection):
             raise ValueError("engine vllm needs servers, such as [http://127.0.0.1:8000]; docs/servers.md starts one")
         if self.versions_folder is None:
             raise ValueError("engine vllm needs versions_folder, a folder that the servers see under the same path")
+        if self.captured:
+            raise ValueError("captured: engine vllm samples on servers; set captured to false, or engine to builtin")
         if self.min_p > 0 and self.top_p < 1:
             raise ValueError("min_p with top_p: vLLM applies min-p first and would draw otherwise; set one of them")
         return self

@@ -18,7 +18,7 @@ HARMLESS = frozenset(
     (
         "model.gradient_checkpointing", "run.resume", "run.log_every", "run.keep_checkpoints", "run.checkpoint_every",
         "run.tokens_per_forward", "run.trackers", "run.report", "run.transcripts_every", "run.transcripts_groups",
-        "sampling.rows_at_once", "scoring.workers",
+        "sampling.rows_at_once", "sampling.captured", "scoring.workers",
         "scoring.load_limit", "scoring.fail_after", "run.on_not_finite", "run.most_skipped_steps",
         "scoring.environment", "sampling.servers", "sampling.versions_folder", "sampling.api_key_variable",
         "sampling.groups_per_server", "sampling.answer_limit", "sampling.most_tries", "sampling.server_wait",

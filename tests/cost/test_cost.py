@@ -13,9 +13,10 @@ from groupwise.batch import cut_groups, pack, split_by_tokens
 from groupwise.cost.machine import prior
 from groupwise.cost.shapes import GroupShape, ModelShape, micro_batches, shapes_of
 from groupwise.cost.work import forward, learn, sampling
+from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.policy import Policy
-from groupwise.model.sampling import SamplingParams, sample_completions
+from groupwise.model.sampling import sample_completions
 from groupwise.sections import LoraSection, ModelSection
 from tests.conftest import random_groups
 

@@ -14,9 +14,10 @@ from groupwise.data.text import TextEncoder
 from groupwise.deploy.prompt_form import PromptForm, bears_chat_template
 from groupwise.deploy.speaker import Answer, Dice, Speaker, Turn, Voice
 from groupwise.errors import UserError
+from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.policy import Policy
-from groupwise.model.sampling import SamplingParams, sample_completions
+from groupwise.model.sampling import sample_completions
 from groupwise.sections import LoraSection, ModelSection
 from groupwise.train.run_folder import RunFolder
 from scripts.chat import load_speaker

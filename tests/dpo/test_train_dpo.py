@@ -398,6 +398,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     "unknown score": (lambda _: ["--eval.score", "review_sentimnt"], ["eval.score", "did you mean review_sentiment"]),
     "unknown layer": (lambda _: ["--lora.target_modules", "[q_proj]"], ["lora.target_modules", "c_attn"]),
     "longer than the model": (lambda _: ["--sampling.max_new_tokens", "127"], ["sampling.max_new_tokens", "128"]),
+    "steps captured on a CPU": (lambda _: ["--sampling.captured", "true"], ["sampling.captured", "set it to false"]),
     "mistyped loss name": (lambda _: ["--optimizer.name", "adam"], ["optimizer.name", "adamw"]),
 }  # fmt: skip
 

@@ -354,6 +354,8 @@ def test_eval_reproduces_the_figures_of_the_run(command: Command, tmp_path: Path
         (("--data.columns", "{prompt: question}"), "question"),
         (("--data.template", "Question"), "{prompt}"),
         (("--sampling.max_new_tokens", "500"), "sampling.max_new_tokens"),
+        (("--sampling.captured", "true"), "this run is on cpu; set it to false"),
+        (("--sampling.captured", "true", "--sampling.stop", "[Q]"), "remove stop"),
         (("--eval.correct", "odd"), "eval.correct"),
         (("--rewards", "[{name: exact_answer}]"), "answer"),
         (("--rewards", "[{name: numeric_answer, options: {column: prompt}}]"), "no number"),

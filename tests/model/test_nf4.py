@@ -12,10 +12,11 @@ from groupwise.batch import pack
 from groupwise.config import load_config
 from groupwise.errors import UserError
 from groupwise.model import nf4
+from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.loading import load_network
 from groupwise.model.policy import Policy
-from groupwise.model.sampling import SamplingParams, sample_completions
+from groupwise.model.sampling import sample_completions
 from groupwise.sections import LoraSection, ModelSection
 from grpo import train_grpo
 from grpo.config import GrpoConfig

@@ -10,10 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from groupwise.batch import pack
 from groupwise.groups import Completion, Group
-from groupwise.model import decoding, sampling
+from groupwise.model import decoding
+from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.policy import Policy
-from groupwise.model.sampling import SamplingParams, sample_completions
+from groupwise.model.sampling import sample_completions
 from groupwise.sections import LoraSection
 from tests.families import FAMILIES, VOCABULARY, make_model
 from tests.model.test_engine import make_policy
@@ -151,44 +152,6 @@ def test_frequencies_are_the_models_probabilities() -> None:
     p = (logits / 1.5).softmax(-1)
     deviation = (counts - n * p).abs() / (n * p * (1 - p)).sqrt()
     assert deviation[n * p > 20].max() < 6.2
-
-
-@pytest.mark.parametrize("size", [3, 255, 256, 257, 1000])
-def test_the_search_finds_the_token_of_the_plain_cumulative_sum(size: int) -> None:
-    """Blocks or not, the token is the first whose running sum exceeds the number; never one of probability 0."""
-    generator = torch.Generator().manual_seed(size)
-    p = torch.rand(400, size, generator=generator, dtype=torch.float64)
-    p = p.masked_fill(torch.rand(400, size, generator=generator) < 0.4, 0.0)
-    p[:, 1] += 0.1
-    p = p / p.sum(dim=-1, keepdim=True)
-    uniform = torch.rand(400, generator=generator, dtype=torch.float64)
-    uniform[:3] = torch.tensor([0.0, 1 - 2**-53, 0.5])
-    found = sampling._search(p, uniform)  # pyright: ignore[reportPrivateUsage]
-    plain = (p.cumsum(dim=-1) <= uniform[:, None]).sum(dim=-1).clamp(max=size - 1)
-    assert (p.gather(1, found[:, None]) > 0).all()
-    assert torch.equal(found[3:], plain[3:])
-
-
-def test_a_number_just_below_one_never_draws_an_impossible_token() -> None:
-    p = torch.tensor([[0.25, 0.75, 0.0]])
-    assert sampling._search(p, torch.tensor([1 - 2**-53], dtype=torch.float64)).item() == 1  # pyright: ignore
-
-
-@pytest.mark.parametrize(
-    ("options", "kept"),
-    [
-        ({"top_k": 2}, [0.4, 0.3, 0, 0]),
-        ({"top_p": 0.4}, [0.4, 0, 0, 0]),
-        ({"top_p": 0.41}, [0.4, 0.3, 0, 0]),
-        ({"min_p": 0.5}, [0.4, 0.3, 0.2, 0]),
-        ({"top_k": 3, "top_p": 0.8}, [0.4, 0.3, 0.2, 0]),  # of 0.9 that top-k leaves, 0.7 is not 80 %
-        ({"top_k": 3, "top_p": 0.75}, [0.4, 0.3, 0, 0]),
-    ],
-)
-def test_truncation_by_hand(options: dict[str, Any], kept: list[float]) -> None:
-    p = torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64)
-    left = sampling._truncated(p, SamplingParams(**options))  # pyright: ignore[reportPrivateUsage]
-    assert left.tolist() == [kept]
 
 
 def test_truncated_draws_know_both_log_probs() -> None:

@@ -291,6 +291,10 @@ def missing_tracker(site: Site) -> None:
     site.flags += ["--run.trackers", "[wandb]"]
 
 
+def captured_steps(site: Site) -> None:
+    site.flags += ["--sampling.captured", "true"]
+
+
 DPO_PROBLEMS = {
     "weights cut short": (unreadable_model, ("error", "model.path", "nothing more was checked of the data")),
     "a weight is infinite": (weight_without_value, ("error", "1 weights hold NaN", "transformer.h.0.mlp.c_fc.bias")),
@@ -315,6 +319,7 @@ DPO_PROBLEMS = {
     "score of samples is not there": (measure_that_is_not_there, ("error", "eval.score", "missing")),
     "folder of something else": (other_run_in_the_folder, ("error", "holds no config.yaml")),
     "a file where the folder would be": (file_in_the_way, ("error", "is a file")),
+    "steps captured on a CPU": (captured_steps, ("error", "sampling.captured", "set it to false")),
     "half precision alone": (half_precision, ("warning", "bfloat16")),
     "tracker that is not installed": (missing_tracker, ("error", "wandb is not installed", "pip install wandb")),
 }
@@ -371,6 +376,7 @@ GRPO_PROBLEMS = {
     "reward model that reads other ids": (another_tokenizer, ("error", "reward_model.path", "other ids")),
     "no room for answers": (rewards("even", sampling__max_new_tokens=127), ("error", "positions")),
     "prompts are too long": (rewards("even", data__max_prompt_tokens=5), ("error", "max_prompt_tokens")),
+    "steps captured on a CPU": (rewards("even", sampling__captured="true"), ("error", "captured", "set it to false")),
 }
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from groupwise.groups import Group
+from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine, sampled_logprobs
-from groupwise.model.sampling import SamplingParams
 from groupwise.servers.answers import Ask, Terms, seed_of
 from groupwise.servers.fingerprint import fixed_text, probe_weights, text_logprobs
 from groupwise.servers.pool import Limits, Pool, Version

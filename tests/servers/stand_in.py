@@ -7,9 +7,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.policy import Policy
-from groupwise.model.sampling import SamplingParams, sample_completions
+from groupwise.model.sampling import sample_completions
 from groupwise.sections import LoraSection, ModelSection
 from groupwise.servers.fingerprint import text_logprobs
 

@@ -213,6 +213,7 @@ def test_the_check_looks_at_the_servers(command: Command, capsys: pytest.Capture
         (("--sampling.servers", "[http://me:word@host:1]"), "holds a password"),
         (("--sampling.servers", "[host:8000]"), "is no address"),
         (("--sampling.servers", "[http://a:1, http://a:1/]"), "is there twice"),
+        (("--sampling.captured", "true"), "engine vllm samples on servers"),
         (("--sampling.min_p", "0.1", "--sampling.top_p", "0.9"), "min-p first"),
         (("--lora", "null"), "lora null trains all weights"),
         (("--rollout.source", "base"), "samples the policy"),

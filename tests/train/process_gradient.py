@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine
 from groupwise.model.policy import Policy
-from groupwise.model.sampling import SamplingParams, sample_completions
+from groupwise.model.sampling import sample_completions
 from groupwise.model.sharding import like, whole_tensor
 from groupwise.sections import LoraSection, ModelSection
 from groupwise.train.objective import Objective
