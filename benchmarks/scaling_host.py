@@ -16,7 +16,7 @@ from torch import distributed
 from groupwise.batch import cut_groups, pack, split_by_tokens
 from groupwise.groups import Completion, Group, forward_tokens
 from groupwise.preflight.memory import resident_bytes
-from groupwise.train.runtime import deal
+from groupwise.train.exchange import deal
 from groupwise.train.share import StepTotals
 from grpo.advantages import group_advantages
 

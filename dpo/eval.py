@@ -107,7 +107,7 @@ def judge_pairs(engine: LogprobEngine, held_out: HeldOut, runtime: Runtime) -> d
     pairs with all held-out completions of the other label. Every process reads its part and gets all figures. Raises
     NotFinite.
     """
-    readings = runtime.spread(held_out.groups, lambda part: _read(engine, held_out, part), forward_tokens)
+    readings = runtime.divided(held_out.groups, lambda part: _read(engine, held_out, part), forward_tokens)
     names = list(LABELS)[:4]
     if not held_out.objective.labelled:
         pairs = [reading.pair for reading in readings if reading.pair is not None]
@@ -197,7 +197,7 @@ def draw_samples(
 
     Every process answers its part of the prompts and gets all samples.
     """
-    own = runtime.spread(
+    own = runtime.divided(
         list(enumerate(groups)),
         lambda part: _draw(config, engine, encoder, part, score),
         lambda numbered: len(numbered[1].prompt_ids) + config.sampling.max_new_tokens,
@@ -306,7 +306,7 @@ def before_and_after(
     tokens = config.run.tokens_per_forward
     scored: Sequence[Group] = heldout
     if config.loss.needs_reference:
-        scored = runtime.spread(
+        scored = runtime.divided(
             heldout, lambda part: reference_logprobs(engine, part, tokens_per_forward=tokens), forward_tokens
         )
     held_out = HeldOut(scored, DpoObjective.of(config.loss), tokens_per_forward=tokens)

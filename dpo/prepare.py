@@ -58,7 +58,7 @@ def prepare(config: DpoConfig, runtime: Runtime) -> Prepared:
     for part, one in reports.items():
         check_signal(part, one, config)
     check_positions(policy, [*groups, *heldout], config)
-    engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast, keep_step=runtime.keep_step)
+    engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast, in_lockstep=runtime.in_lockstep)
     if config.sampling.captured:
         check_capturable(engine)
     notes = [f"{part}: {line}" for part, report in reports.items() for line in report.lines()]

@@ -55,8 +55,8 @@ class MovingReference:
     def metrics(self) -> Mapping[str, float]:
         return self._source.metrics()
 
-    def keep(self) -> Callable[[Path], None]:
-        write = self._source.keep()
+    def collect(self) -> Callable[[Path], None]:
+        write = self._source.collect()
 
         def write_both(folder: Path) -> None:
             write(folder)

@@ -250,7 +250,7 @@ def _judge(
 
     What is judged is that of all processes; the groups are those that this process drew.
     """
-    numbers = prepared.runtime.share(range(len(prepared.heldout)))
+    numbers = prepared.runtime.in_turn(range(len(prepared.heldout)))
     prompts = [prepared.heldout[number] for number in numbers]
     drawn = prepared.runtime.together(
         lambda: draw_answers(

@@ -59,7 +59,7 @@ def prepare(config: GrpoConfig, scorer: Scorer, runtime: Runtime, faults: FaultL
     check_positions(policy, [*train, *heldout], config)
     everything = (*train, *heldout)
     scorer.check_rows([prompt.row for prompt in everything], [prompt.key for prompt in everything])
-    engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast, keep_step=runtime.keep_step)
+    engine = LogprobEngine(policy, config.model.attention, autocast=runtime.autocast, in_lockstep=runtime.in_lockstep)
     if config.sampling.captured:
         check_capturable(engine)
     notes = [f"{part}: {line}" for part, report in reports.items() for line in report.lines()]

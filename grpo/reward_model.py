@@ -190,7 +190,7 @@ class RewardModel:
         """Of this process's share; returns the sum of its losses."""
         pairs = _count_pairs(groups)
         total = 0.0
-        for part in split_by_tokens(self._runtime.part(groups, forward_tokens), tokens_per_forward):
+        for part in split_by_tokens(self._runtime.by_cost(groups, forward_tokens), tokens_per_forward):
             reward_R = self.rewards(part)
             pairs_K2 = pack(part).pairs_K2.to(reward_R.device)
             loss = bradley_terry_loss(reward_R, pairs_K2).sum()

@@ -2,7 +2,7 @@
 
 The order is sample, score, skip what has no signal, add advantages, deal to processes, add reference log-probs. A
 process answers prompts of its own and holds what it learns from; of the rest it knows counts. Everything that a
-continued run needs is in `keep`: the place in the prompts, what is still to be learned from, where the reference was
+continued run needs is in `collect`: the place in the prompts, what is still to be learned from, where the reference was
 moved to, the count of reward faults. Knows neither the loss nor how rewards come to their scores.
 """
 
@@ -122,7 +122,7 @@ class Rollouts:
 
     # --- in checkpoints
 
-    def keep(self) -> Callable[[Path], None]:
+    def collect(self) -> Callable[[Path], None]:
         """Collect on the main process what others hold of the rollout."""
         files: dict[str, bytes] = {}
         for number, share in self._minibatches.items():
@@ -151,7 +151,7 @@ class Rollouts:
         return write
 
     def restore(self, folder: Path) -> None:
-        """Put back what `keep` had written; every process reads a part of the groups, and gets its own."""
+        """Put back what `collect` had written; every process reads a part of the groups, and gets its own."""
         state: dict[str, Any] = json.loads((folder / STATE).read_text())
         self._asked, self._silent_rollouts, self._faults = state["asked"], state["silent_rollouts"], state["faults"]
         self._minibatches = {}
@@ -167,7 +167,7 @@ class Rollouts:
 
     def _read(self, folder: Path, name: str) -> list[Placed]:
         """This process's share of the files that as many processes as there were have left."""
-        files = self._runtime.share(sorted(folder.glob(f"{name}-*.safetensors")))
+        files = self._runtime.in_turn(sorted(folder.glob(f"{name}-*.safetensors")))
         return [part for file in files for part in unpacked(file.read_bytes())]
 
     def _kept_ahead(self) -> list[Placed] | None:
@@ -260,7 +260,7 @@ class Rollouts:
 
     def _numbered(self, first: int, count: int) -> dict[int, Prompt]:
         """This process's share of the prompts with these numbers."""
-        mine = self._runtime.share(range(first, first + count))
+        mine = self._runtime.in_turn(range(first, first + count))
         return {number: self._prompts[self._order[number]] for number in mine}
 
     def _ask(self, count: int) -> _Asked:

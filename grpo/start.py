@@ -21,45 +21,45 @@ _OF_EACH = 2  # completions
 def check_sampler(engine: LogprobEngine, groups: Sequence[Group], runtime: Runtime, *, temperature: float) -> None:
     """The engine must find the log-probs that the tokens were drawn with, or every ratio would be wrong.
 
-    The active network is the one that answered. Raises RuntimeError on all processes.
+    The active network is the one that answered. Raises RuntimeError where it does not, and stops all processes.
     """
+    looked_at = [group.replace_completions(group.completions[:_OF_EACH]) for group in groups[:_LOOKED_AT]]
+    runtime.together(lambda: _compare_sampler(engine, looked_at, temperature))
 
-    def faults() -> list[str]:
-        found: list[str] = []
-        for group in groups[:_LOOKED_AT]:
-            batch = pack([group.replace_completions(group.completions[:_OF_EACH])]).to(engine.policy.device)
-            with torch.no_grad():
-                logp_T = engine.score(batch, temperature=temperature).logp_T
-            assert batch.sampled_logp_T is not None
-            gap = (logp_T.cpu() - batch.sampled_logp_T.cpu()).abs().max().item()
-            allowed = engine.rounding * max(1.0, logp_T.abs().max().item())
-            if not gap <= allowed:
-                found.append(
-                    f"{group.key}: sampler and engine differ by {gap:.3g} nats in a token's log-prob (allowed "
-                    f"{allowed:.1g}), so ratios would be wrong; --model.attention repeat avoids the shared prompts, "
-                    "which may be the cause"
-                )
-        return found
 
-    _stop_all(runtime.together(faults), runtime)
+def _compare_sampler(engine: LogprobEngine, groups: Sequence[Group], temperature: float) -> None:
+    for group in groups:
+        batch = pack([group]).to(engine.policy.device)
+        with torch.no_grad():
+            logp_T = engine.score(batch, temperature=temperature).logp_T
+        assert batch.sampled_logp_T is not None
+        gap = (logp_T.cpu() - batch.sampled_logp_T.cpu()).abs().max().item()
+        allowed = engine.rounding * max(1.0, logp_T.abs().max().item())
+        if not gap <= allowed:
+            raise RuntimeError(
+                f"{group.key}: sampler and engine differ by {gap:.3g} nats in a token's log-prob (allowed "
+                f"{allowed:.1g}), so ratios would be wrong; --model.attention repeat avoids the shared prompts, "
+                "which may be the cause"
+            )
 
 
 def check_reference(engine: LogprobEngine, groups: Sequence[Group], runtime: Runtime) -> None:
-    """A fresh policy is its reference: every KL is 0 before the first step. Raises RuntimeError on all processes."""
-    faults: list[str] = []
-    if groups:
-        batch = pack(groups[:_LOOKED_AT])
-        assert batch.sampled_logp_T is not None and batch.reference_logp_T is not None
-        gap = (batch.sampled_logp_T - batch.reference_logp_T).abs().max().item()
-        allowed = engine.rounding * max(1.0, batch.reference_logp_T.abs().max().item())
-        if not gap <= allowed:
-            faults.append(
-                f"before the first step policy and reference differ by {gap:.3g} nats in a token's log-prob (allowed "
-                f"{allowed:.1g}); the KL would not start at 0"
-            )
-    _stop_all(faults, runtime)
+    """A fresh policy is its reference: every KL is 0 before the first step.
+
+    Raises RuntimeError where it is not, and stops all processes.
+    """
+    runtime.together(lambda: _compare_reference(engine, groups[:_LOOKED_AT]))
 
 
-def _stop_all(faults: Sequence[str], runtime: Runtime) -> None:
-    if everywhere := runtime.gather(faults):
-        raise RuntimeError(everywhere[0])
+def _compare_reference(engine: LogprobEngine, groups: Sequence[Group]) -> None:
+    if not groups:
+        return
+    batch = pack(groups)
+    assert batch.sampled_logp_T is not None and batch.reference_logp_T is not None
+    gap = (batch.sampled_logp_T - batch.reference_logp_T).abs().max().item()
+    allowed = engine.rounding * max(1.0, batch.reference_logp_T.abs().max().item())
+    if not gap <= allowed:
+        raise RuntimeError(
+            f"before the first step policy and reference differ by {gap:.3g} nats in a token's log-prob (allowed "
+            f"{allowed:.1g}); the KL would not start at 0"
+        )

@@ -62,9 +62,9 @@ class LogprobEngine:
         method: Literal["auto", "shared", "flex", "repeat"] = "auto",
         *,
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
-        keep_step: Callable[[Callable[[Pass], None]], Callable[[Pass], None]] | None = None,
+        in_lockstep: Callable[[Callable[[Pass], None]], Callable[[Pass], None]] | None = None,
     ) -> None:
-        """`keep_step` is the runtime's, for a policy whose layers are spread over processes.
+        """`in_lockstep` is the runtime's, for a policy whose layers are spread over processes.
 
         Raises UserError for flex on a CPU.
         """
@@ -72,7 +72,7 @@ class LogprobEngine:
             raise UserError("model.attention flex: FlexAttention has no backward pass on a CPU; set it to auto")
         self.policy = policy
         self.layout: type[RowLayout | FlexLayout] = FlexLayout if method == "flex" else RowLayout
-        self._announce = keep_step(self._run_empty) if keep_step is not None and policy.sharded else None
+        self._announce = in_lockstep(self._run_empty) if in_lockstep is not None and policy.sharded else None
         self.autocast = autocast
         self.notices: list[str] = []
         if policy.head_error is not None:

@@ -148,7 +148,7 @@ def fit(
             if done == total or due or position.best_step == done or stopped:
                 files = {"metrics": metrics, "transcripts": transcripts, "heldout": heldout}
                 offsets = {name: file.sync() for name, file in files.items()} if runtime.is_main else {}
-                more = (source.keep(), _kept_of(learner.objective))
+                more = (source.collect(), _kept_of(learner.objective))
                 keeper.save(replace(position, identity=identity, offsets=offsets), more, writes=runtime.is_main)
             runtime.wait()
             if stopped and done < total:

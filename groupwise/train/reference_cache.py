@@ -39,7 +39,7 @@ def cached_reference(
     stored = _read(file, sum(lengths))
     if not runtime.any(stored is None) and stored is not None:  # who has found it waits for nobody who has not
         return with_reference(groups, stored.split(lengths)), True
-    scored = runtime.spread(
+    scored = runtime.divided(
         groups,
         lambda part: reference_logprobs(engine, part, tokens_per_forward=tokens_per_forward),
         forward_tokens,

@@ -60,9 +60,7 @@ class Run:
                 f"{self.folder.path}: another process is training in this folder; wait for it, stop it, or choose "
                 "another --run.name"
             )
-        if self.runtime.is_main:
-            self.folder.create(config)
-        self.runtime.wait()
+        self.runtime.together(lambda: self.folder.create(config) if self.runtime.is_main else None)
         for note in notes:
             self.say(note)
 

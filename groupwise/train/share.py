@@ -15,8 +15,9 @@ from safetensors.torch import load, save
 
 from groupwise.batch import cut_groups
 from groupwise.groups import Group, completion_tokens, count_pairs, forward_tokens
+from groupwise.train.exchange import deal
 from groupwise.train.group_file import as_tensors, from_tensors
-from groupwise.train.runtime import Runtime, deal
+from groupwise.train.runtime import Runtime
 
 Place = tuple[int, int]
 """Of a group in its step, and of a part of it in the group."""
@@ -75,7 +76,7 @@ class StepShare:
         With `cut_to` tokens, for objectives to which a group's completions are strangers, long groups are cut.
         """
         parts = _parts(enumerate(groups), cut_to)
-        return cls._holding(runtime.part(parts, lambda part: forward_tokens(part[1])), StepTotals.of(groups))
+        return cls._holding(runtime.by_cost(parts, lambda part: forward_tokens(part[1])), StepTotals.of(groups))
 
     @classmethod
     def collected(cls, own: Sequence[tuple[int, Group]], runtime: Runtime, *, cut_to: int | None = None) -> "StepShare":
@@ -144,7 +145,7 @@ def sent(parcels: Sequence[Sequence[Placed]], runtime: Runtime) -> list[Placed]:
     """What this process gets where each hands in a parcel for every process, its own included; in no order."""
     if runtime.processes == 1:
         return list(parcels[0])
-    received = runtime.exchange([packed(parcel) for parcel in parcels])
+    received = runtime.deliver([packed(parcel) for parcel in parcels])
     return [part for content in received for part in unpacked(content)]
 
 

@@ -33,7 +33,7 @@ class GroupSource(Protocol):
         """Numbers about the groups that were handed out last; the same names and values on every process."""
         ...
 
-    def keep(self) -> Callable[[Path], None]:
+    def collect(self) -> Callable[[Path], None]:
         """Collect what the next steps depend on, besides weights; one process then has it written into a checkpoint.
 
         What is written must not depend on other processes: they do not wait.
@@ -41,7 +41,7 @@ class GroupSource(Protocol):
         ...
 
     def restore(self, folder: Path) -> None:
-        """Put back what `keep` had written, whatever the number of processes then and now."""
+        """Put back what `collect` had written, whatever the number of processes then and now."""
         ...
 
 
@@ -87,7 +87,7 @@ class EpochSource:
     def metrics(self) -> Mapping[str, float]:
         return {}
 
-    def keep(self) -> Callable[[Path], None]:
+    def collect(self) -> Callable[[Path], None]:
         """The order is a function of the step: there is nothing to keep."""
         return lambda folder: None
 

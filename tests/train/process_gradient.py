@@ -41,7 +41,7 @@ def make_engine(folder: Path, runtime: Runtime, *, lora: bool, recompute: bool) 
     with torch.no_grad():
         for p in policy.trainable().values():
             p.add_(like(torch.randn(p.shape, generator=generator, dtype=p.dtype) * 0.05, p))
-    return LogprobEngine(policy, keep_step=runtime.keep_step)
+    return LogprobEngine(policy, in_lockstep=runtime.in_lockstep)
 
 
 def gradients(engine: LogprobEngine, runtime: Runtime, tokens: int) -> Iterator[tuple[str, dict[str, Tensor]]]:

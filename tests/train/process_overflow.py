@@ -24,7 +24,7 @@ def main(model: Path, settings: Path, sharding: Literal["zero2", "zero3"]) -> No
     runtime.spread_policy(policy, section)
     parameters = policy.trainable().values()
     optimizer = runtime.optimizer(section, parameters)
-    engine = LogprobEngine(policy, keep_step=runtime.keep_step)
+    engine = LogprobEngine(policy, in_lockstep=runtime.in_lockstep)
     batch = pack(random_groups(2, vocabulary=50))
 
     def weights() -> torch.Tensor:

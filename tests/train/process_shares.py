@@ -23,13 +23,13 @@ def described(share: StepShare) -> list[object]:
 
 def main(out: Path) -> None:
     runtime = Runtime()
-    (rank,) = runtime.share(range(runtime.processes))
+    (rank,) = runtime.in_turn(range(runtime.processes))
     own = list(enumerate(groups_of_a_step())) if rank == runtime.processes - 1 else []
     share = StepShare.collected(own, runtime, cut_to=CUT_TO)
     for process, content in enumerate(runtime.to_main(packed(share.parts))):
         (out / f"part-{process}").write_bytes(content)
     runtime.wait()
-    read = [part for file in runtime.share(sorted(out.glob("part-*"))) for part in unpacked(file.read_bytes())]
+    read = [part for file in runtime.in_turn(sorted(out.glob("part-*"))) for part in unpacked(file.read_bytes())]
     found = {
         "collected": described(share),
         "restored": described(StepShare.restored(read, share.totals, runtime)),
