@@ -12,7 +12,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -124,17 +124,7 @@ def measure(case: Case) -> tuple[ModelShape, dict[str, float]]:
         policy = Policy.load(section, LoraSection(rank=16) if case.lora else None, seed=0, device="cpu")
     engine = LogprobEngine(policy)
     assert engine.method == "shared"
-    ids = torch.randint(1, 1000, (case.prompt + max(case.lengths),)).tolist()
-    groups = [
-        Group(
-            key="made-up",
-            prompt_ids=tuple(ids[: shape.prompt]),
-            completions=tuple(
-                Completion(token_ids=tuple(ids[:length]), finished=True, score=0.0) for length in shape.completions
-            ),
-        )
-        for shape in case.shapes
-    ]
+    groups = made_up(case.shapes)
     optimizer = make_optimizer(OptimizerSection(learning_rate=1e-5), policy.trainable().values())
     parts = split_by_tokens(groups, case.tokens_per_forward)
 
@@ -152,12 +142,34 @@ def measure(case: Case) -> tuple[ModelShape, dict[str, float]]:
     def sample() -> None:
         # No token ends a text, so completions are as long as they may be.
         most = [shape.completions[0] for shape in case.sampled]
-        prompts = [ids[: case.prompt]] * case.groups
+        prompts = [group.prompt_ids for group in groups]
         params = SamplingParams(max_new_tokens=max(most), rows_at_once=ROWS_AT_ONCE)
         sample_completions(engine, prompts, n=case.n, params=params, end_ids=(), seed=0, most_new_tokens=most)
 
     deeds = {"sampling": sample, "reading": read, "learning": learn}
     return ModelShape.of(policy.model), {phase: least(deeds[phase]) for phase in PHASES}
+
+
+def made_up(shapes: Sequence[GroupShape]) -> list[Group]:
+    """Groups of these sizes as they are learned from: with log-probs and advantages."""
+    ids: list[int] = torch.randint(1, 1000, (max(shape.prompt + max(shape.completions) for shape in shapes),)).tolist()
+    return [
+        Group(
+            key=f"made-up:{number}",
+            prompt_ids=tuple(ids[: shape.prompt]),
+            completions=tuple(
+                Completion(
+                    token_ids=tuple(ids[:length]),
+                    finished=True,
+                    score=0.0,
+                    sampled_logp=torch.zeros(length),
+                    advantage=torch.zeros(length),
+                )
+                for length in shape.completions
+            ),
+        )
+        for number, shape in enumerate(shapes)
+    ]
 
 
 def least(deed: Callable[[], None]) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
+from itertools import zip_longest
 from typing import Literal, Self
 
 import numpy as np
@@ -27,6 +28,19 @@ class Machine:
         """
         return sum(self.seconds_per.get(kind, 0.0) * count for kind, count in zip(KINDS, astuple(work), strict=True))
 
+    def busiest(self, hands: Sequence[Sequence[Work]], *, lockstep: bool) -> float:
+        """Seconds until every process is through with its pieces; in lockstep they wait for each other after each.
+
+        >>> machine = Machine("made up", {"calls": 1.0})
+        >>> hands = [[Work(calls=3.0), Work(calls=1.0)], [Work(calls=2.0), Work(calls=4.0)]]
+        >>> machine.busiest(hands, lockstep=False), machine.busiest(hands, lockstep=True)
+        (6.0, 7.0)
+        """
+        seconds = [[self.seconds(work) for work in hand] for hand in hands]
+        if lockstep:
+            return sum(map(max, zip_longest(*seconds, fillvalue=0.0)))
+        return max(map(sum, seconds))
+
     def calibrated(self, work: Work, seconds: float) -> "Machine":
         """The machine of the same proportions on which this work takes that long.
 
@@ -49,6 +63,42 @@ class Machine:
         counts = np.asarray([astuple(work) for work in works], dtype=float) / measured[:, None]
         constants = non_negative_least_squares(counts, np.ones(len(measured)))
         return cls(name, {kind: float(value) for kind, value in zip(KINDS, constants, strict=True) if value > 0})
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What it takes processes to work together, besides what the busiest of them does.
+
+    crowding        factor on its own work, where others use the same memory at the same time
+    s_per_byte      of what a process sends
+    s_per_exchange  of each time that all meet
+    """
+
+    name: str
+    crowding: float
+    s_per_byte: float
+    s_per_exchange: float
+
+    def seconds(self, own: float, *, sent: float, exchanges: float) -> float:
+        """How long a piece of shared work takes, where the busiest process alone would take `own` seconds.
+
+        >>> Link("made up", 1.5, 1e-9, 0.01).seconds(2.0, sent=1e9, exchanges=4)
+        4.04
+        """
+        return self.crowding * own + self.s_per_byte * sent + self.s_per_exchange * exchanges
+
+    @classmethod
+    def fitted(cls, name: str, counts: Sequence[tuple[float, float, float]], seconds: Sequence[float]) -> Self:
+        """The link whose relative errors are least in the mean square; `counts` are own seconds, bytes, exchanges.
+
+        >>> counts = [(1.0, 0.0, 4.0), (2.0, 1e9, 4.0), (0.0, 0.0, 100.0)]
+        >>> link = Link.fitted("made up", counts, [1.54, 4.04, 1.0])
+        >>> round(link.crowding, 3), round(link.s_per_byte, 12), round(link.s_per_exchange, 6)
+        (1.5, 1e-09, 0.01)
+        """
+        measured = np.asarray(seconds, dtype=float)
+        relative = np.asarray(counts, dtype=float) / measured[:, None]
+        return cls(name, *map(float, non_negative_least_squares(relative, np.ones(len(measured)))))
 
 
 _CPU = {

@@ -98,9 +98,14 @@ def learn(shape: ModelShape, row: Sequence[GroupShape], *, recompute: bool = Fal
     )
 
 
-def update(shape: ModelShape) -> Work:
-    """The optimizer's step on the trained weights, norms of gradients included."""
-    return Work(memory=4.0 * _STATE_PASSES * shape.trained, calls=2.0 * max(shape.adapted, shape.layers))
+def update(shape: ModelShape, *, spread: int = 1) -> Work:
+    """The optimizer's step on the trained weights, norms of gradients included.
+
+    Of layers that are trained and spread over processes each moves its part; adapters, embeddings and head are whole.
+    """
+    spread_over = 0 if shape.adapter else shape.linear
+    own = shape.trained - spread_over + spread_over / spread
+    return Work(memory=4.0 * _STATE_PASSES * own, calls=2.0 * max(shape.adapted, shape.layers))
 
 
 def learning_step(
