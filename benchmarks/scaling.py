@@ -23,7 +23,7 @@ import torch
 from benchmarks.memory import gpt2, llama, make_model
 from benchmarks.scaling_large import extrapolate
 from groupwise.batch import pack, split_by_tokens
-from groupwise.cost.machine import Machine
+from groupwise.cost.machine import Kind, Machine, prior
 from groupwise.cost.shapes import GroupShape, ModelShape
 from groupwise.cost.work import Work, learning_step, reading, sampling
 from groupwise.groups import Completion, Group
@@ -194,13 +194,13 @@ def points(store: Mapping[str, Any], *, heldout: bool) -> Iterator[tuple[Case, d
             yield case, case.works(ModelShape(**entry["shape"])), entry["seconds"]
 
 
-def fit(store: Mapping[str, Any]) -> dict[str, Machine]:
+def fit(store: Mapping[str, Any]) -> dict[Kind, Machine]:
     """A machine for passes over rows, and one for sampling, whose small products run at another speed."""
     found = list(points(store, heldout=False))
-    kinds = {"rows": ("reading", "learning"), "sampling": ("sampling",)}
+    kinds: dict[Kind, tuple[str, ...]] = {"rows": ("reading", "learning"), "sampling": ("sampling",)}
     return {
         kind: Machine.fitted(
-            kind,
+            prior(kind, "cpu").name,
             [works[phase] for _, works, _ in found for phase in phases],
             [seconds[phase] for _, _, seconds in found for phase in phases],
         )
@@ -220,19 +220,36 @@ def errors(store: Mapping[str, Any], *, heldout: bool) -> list[tuple[Case, dict[
     return rows
 
 
+def table(store: Mapping[str, Any]) -> list[str]:
+    """Rows of docs/scaling.md: what was measured of held-out cases, and the errors."""
+    rows: list[str] = []
+    for case, own, step, seconds in errors(store, heldout=True):
+        parts = " | ".join(f"{own[phase]:+.0%}" for phase in PHASES)
+        rows.append(f"| {case.name} | {seconds:.1f} s | {parts} | {step:+.0%} |")
+    return rows
+
+
+def as_source(kind: str, machine: Machine) -> str:
+    """An entry of `_CPU` in groupwise/cost/machine.py."""
+    constants = ", ".join(f'"{name}": {value:.4g}' for name, value in machine.seconds_per.items())
+    return f'    "{kind}": Machine(\n        "{machine.name}",\n        {{{constants}}},\n    ),'
+
+
+def stated(heldout: Sequence[float]) -> str:
+    """Relative errors as docs/scaling.md states them."""
+    sizes = [abs(error) for error in heldout]
+    return f"{100 * median(sizes):.0f} % median, {100 * max(sizes):.0f} % at most"
+
+
 def print_fit(store: Mapping[str, Any]) -> None:
+    """Constants and figures as they stand in the program and in the documents."""
     for kind, machine in fit(store).items():
-        print(f"{kind}: " + ", ".join(f"{name} {value:.3g} s" for name, value in machine.seconds_per.items()))
+        print(as_source(kind, machine))
     for heldout in (False, True):
-        rows = errors(store, heldout=heldout)
-        whole = [abs(step) for _, _, step, _ in rows]
-        which = "held out" if heldout else "fitted"
-        print(f"\n{which}: whole step, error {median(whole):.0%} median, {max(whole):.0%} most")
-        if heldout:
-            print("| configuration | measured | sampling | reading | learning | whole step |\n|---" + "|---" * 5 + "|")
-            for case, own, step, seconds in rows:
-                parts = " | ".join(f"{own[phase]:+.0%}" for phase in PHASES)
-                print(f"| {case.name} | {seconds:.1f} s | {parts} | {step:+.0%} |")
+        steps = [step for _, _, step, _ in errors(store, heldout=heldout)]
+        print(f"\n{len(steps)} {'held out' if heldout else 'fitted'}: whole step: {stated(steps)}")
+    print("| held-out configuration | measured | sampling | reading | learning | whole step |\n|---" + "|---" * 5 + "|")
+    print("\n".join(table(store)))
 
 
 def main() -> None:
@@ -248,7 +265,8 @@ def main() -> None:
         torch.set_num_threads(1)
         quiet_libraries()
         found: dict[str, Any] = {}
-        for case in CASES:
+        # Recomputed layers come last: they change how the heap of this process gives memory back, for good.
+        for case in sorted(CASES, key=lambda case: case.recompute):
             shape, seconds = measure(case)
             found[case.name] = {"shape": asdict(shape), "seconds": seconds}
             print(case.name, {phase: round(value, 3) for phase, value in seconds.items()}, flush=True)

@@ -47,7 +47,10 @@ class Machine:
         >>> Machine("made up", {"products": 1e-9}).calibrated(Work(products=1.0), 3.0).seconds(Work(products=2.0))
         6.0
         """
-        factor = seconds / self.seconds(work)
+        return self.slower(seconds / self.seconds(work))
+
+    def slower(self, factor: float) -> "Machine":
+        """The machine that takes so many times as long for everything."""
         return Machine(self.name, {kind: factor * value for kind, value in self.seconds_per.items()})
 
     @classmethod
@@ -101,7 +104,8 @@ class Link:
         return cls(name, *map(float, non_negative_least_squares(relative, np.ones(len(measured)))))
 
 
-_CPU = {
+Kind = Literal["rows", "sampling", "serving"]
+_CPU: dict[Kind, Machine] = {
     "rows": Machine(
         "one core, passes over rows",
         {"products": 2.853e-11, "attention": 8.508e-11, "table": 4.331e-10, "memory": 1.316e-08, "calls": 1.352e-05},
@@ -110,8 +114,27 @@ _CPU = {
         "one core, sampling",
         {"products": 1.538e-11, "table": 5.706e-10, "memory": 4.813e-10, "cache": 9.797e-11, "steps": 0.004367},
     ),
+    "serving": Machine(
+        "one core, a vLLM server",
+        {"products": 7.414e-11, "attention": 4.066e-10},
+    ),
 }
-"""What `python -m benchmarks.scaling` fits to docs/scaling.json; a test holds them to it."""
+"""What `python -m benchmarks.scaling` and `benchmarks.scaling_servers` fit to docs/scaling.json and
+docs/scaling_servers.json; tests hold them to it."""
+GLOO = Link(
+    "two processes of one thread on one machine, gloo",
+    crowding=1.843,
+    s_per_byte=6.698e-09,
+    s_per_exchange=0.0006064,
+)
+"""What `python -m benchmarks.scaling_processes` fits to docs/scaling_processes.json; a test holds it to that."""
+NETWORK = Link(
+    "40 GB/s for each GPU, four fifths of a card of 400 Gb/s, and 50 us per exchange",
+    crowding=1.0,
+    s_per_byte=1 / (0.8 * 50e9),
+    s_per_exchange=50e-6,
+)
+"""Assumed, not measured."""
 H100 = Machine(
     "H100 SXM: 989 TFLOP/s in bfloat16 and 3.35 TB/s by its datasheet; products reach 40 % of it, attention 30 %, "
     "memory 70 %; 5 us per operation that is started",
@@ -129,9 +152,14 @@ H100 = Machine(
 """Assumed, not measured."""
 
 
-def prior(kind: Literal["rows", "sampling"], device: str) -> Machine:
+def prior(kind: Kind, device: str) -> Machine:
     """The proportions that a device is taken to have before anything is measured on it."""
     return _CPU[kind] if device == "cpu" else H100
+
+
+def assumed_link(device: str) -> Link:
+    """What processes are taken to need in order to meet; nobody knows a network that was not measured."""
+    return GLOO if device == "cpu" else NETWORK
 
 
 def non_negative_least_squares(

@@ -140,6 +140,29 @@ def shapes_of(groups: Iterable[Group]) -> list[GroupShape]:
     return [GroupShape.of(group) for group in groups]
 
 
+def cut(groups: Iterable[GroupShape], tokens: int) -> list[GroupShape]:
+    """Groups longer than a micro-batch in parts, as `cut_groups` cuts them.
+
+    >>> [len(part.completions) for part in cut([GroupShape(2, (3,) * 5)], 6)]
+    [2, 2, 1]
+    """
+    parts: list[GroupShape] = []
+    for group in groups:
+        if group.row_tokens <= tokens:
+            parts.append(group)
+            continue
+        own: list[list[int]] = []
+        room = 0
+        for length in group.completions:
+            if not own or length - 1 > room:
+                own.append([])
+                room = tokens - group.prompt
+            own[-1].append(length)
+            room -= length - 1
+        parts.extend(GroupShape(group.prompt, tuple(lengths)) for lengths in own)
+    return parts
+
+
 def micro_batches(groups: Sequence[GroupShape], tokens_per_forward: int) -> list[list[GroupShape]]:
     """Groups in order, as many at a time as fit; as `split_by_tokens` cuts a step."""
     parts: list[list[GroupShape]] = []
