@@ -337,7 +337,9 @@ def print_fit(store: Mapping[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true", help=f"measure this machine, and write {STORE}")
-    parser.add_argument("--only", type=int, nargs="+", help="numbers of cases to measure, counted from 0 (all)")
+    parser.add_argument(
+        "--only", type=int, nargs="+", help="numbers of cases to measure, from 0; some of both kinds (all)"
+    )
     parser.add_argument("--store", type=Path, default=STORE, help="measurements (default %(default)s)")
     args = parser.parse_args()
     if args.measure:
