@@ -12,7 +12,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -23,7 +23,7 @@ import torch
 from benchmarks.memory import gpt2, llama, make_model
 from benchmarks.scaling_large import extrapolate
 from groupwise.batch import pack, split_by_tokens
-from groupwise.cost.machine import Machine
+from groupwise.cost.machine import Kind, Machine, prior
 from groupwise.cost.shapes import GroupShape, ModelShape
 from groupwise.cost.work import Work, learning_step, reading, sampling
 from groupwise.groups import Completion, Group
@@ -125,17 +125,7 @@ def measure(case: Case) -> tuple[ModelShape, dict[str, float]]:
         policy = Policy.load(section, LoraSection(rank=16) if case.lora else None, seed=0, device="cpu")
     engine = LogprobEngine(policy)
     assert engine.method == "shared"
-    ids = torch.randint(1, 1000, (case.prompt + max(case.lengths),)).tolist()
-    groups = [
-        Group(
-            key="made-up",
-            prompt_ids=tuple(ids[: shape.prompt]),
-            completions=tuple(
-                Completion(token_ids=tuple(ids[:length]), finished=True, score=0.0) for length in shape.completions
-            ),
-        )
-        for shape in case.shapes
-    ]
+    groups = made_up(case.shapes)
     optimizer = make_optimizer(OptimizerSection(learning_rate=1e-5), policy.trainable().values())
     parts = split_by_tokens(groups, case.tokens_per_forward)
 
@@ -153,12 +143,34 @@ def measure(case: Case) -> tuple[ModelShape, dict[str, float]]:
     def sample() -> None:
         # No token ends a text, so completions are as long as they may be.
         most = [shape.completions[0] for shape in case.sampled]
-        prompts = [ids[: case.prompt]] * case.groups
+        prompts = [group.prompt_ids for group in groups]
         params = SamplingParams(max_new_tokens=max(most), rows_at_once=ROWS_AT_ONCE)
         sample_completions(engine, prompts, n=case.n, params=params, end_ids=(), seed=0, most_new_tokens=most)
 
     deeds = {"sampling": sample, "reading": read, "learning": learn}
     return ModelShape.of(policy.model), {phase: least(deeds[phase]) for phase in PHASES}
+
+
+def made_up(shapes: Sequence[GroupShape]) -> list[Group]:
+    """Groups of these sizes as they are learned from: with log-probs and advantages."""
+    ids: list[int] = torch.randint(1, 1000, (max(shape.prompt + max(shape.completions) for shape in shapes),)).tolist()
+    return [
+        Group(
+            key=f"made-up:{number}",
+            prompt_ids=tuple(ids[: shape.prompt]),
+            completions=tuple(
+                Completion(
+                    token_ids=tuple(ids[:length]),
+                    finished=True,
+                    score=0.0,
+                    sampled_logp=torch.zeros(length),
+                    advantage=torch.zeros(length),
+                )
+                for length in shape.completions
+            ),
+        )
+        for number, shape in enumerate(shapes)
+    ]
 
 
 def least(deed: Callable[[], None]) -> float:
@@ -183,13 +195,13 @@ def points(store: Mapping[str, Any], *, heldout: bool) -> Iterator[tuple[Case, d
             yield case, case.works(ModelShape(**entry["shape"])), entry["seconds"]
 
 
-def fit(store: Mapping[str, Any]) -> dict[str, Machine]:
+def fit(store: Mapping[str, Any]) -> dict[Kind, Machine]:
     """A machine for passes over rows, and one for sampling, whose small products run at another speed."""
     found = list(points(store, heldout=False))
-    kinds = {"rows": ("reading", "learning"), "sampling": ("sampling",)}
+    kinds: dict[Kind, tuple[str, ...]] = {"rows": ("reading", "learning"), "sampling": ("sampling",)}
     return {
         kind: Machine.fitted(
-            kind,
+            prior(kind, "cpu").name,
             [works[phase] for _, works, _ in found for phase in phases],
             [seconds[phase] for _, _, seconds in found for phase in phases],
         )
@@ -209,19 +221,36 @@ def errors(store: Mapping[str, Any], *, heldout: bool) -> list[tuple[Case, dict[
     return rows
 
 
+def table(store: Mapping[str, Any]) -> list[str]:
+    """Rows of docs/scaling.md: what was measured of held-out cases, and the errors."""
+    rows: list[str] = []
+    for case, own, step, seconds in errors(store, heldout=True):
+        parts = " | ".join(f"{own[phase]:+.0%}" for phase in PHASES)
+        rows.append(f"| {case.name} | {seconds:.1f} s | {parts} | {step:+.0%} |")
+    return rows
+
+
+def as_source(kind: str, machine: Machine) -> str:
+    """An entry of `_CPU` in groupwise/cost/machine.py."""
+    constants = ", ".join(f'"{name}": {value:.4g}' for name, value in machine.seconds_per.items())
+    return f'    "{kind}": Machine(\n        "{machine.name}",\n        {{{constants}}},\n    ),'
+
+
+def stated(heldout: Sequence[float]) -> str:
+    """Relative errors as docs/scaling.md states them."""
+    sizes = [abs(error) for error in heldout]
+    return f"{100 * median(sizes):.0f} % median, {100 * max(sizes):.0f} % at most"
+
+
 def print_fit(store: Mapping[str, Any]) -> None:
+    """Constants and figures as they stand in the program and in the documents."""
     for kind, machine in fit(store).items():
-        print(f"{kind}: " + ", ".join(f"{name} {value:.3g} s" for name, value in machine.seconds_per.items()))
+        print(as_source(kind, machine))
     for heldout in (False, True):
-        rows = errors(store, heldout=heldout)
-        whole = [abs(step) for _, _, step, _ in rows]
-        which = "held out" if heldout else "fitted"
-        print(f"\n{which}: whole step, error {median(whole):.0%} median, {max(whole):.0%} most")
-        if heldout:
-            print("| configuration | measured | sampling | reading | learning | whole step |\n|---" + "|---" * 5 + "|")
-            for case, own, step, seconds in rows:
-                parts = " | ".join(f"{own[phase]:+.0%}" for phase in PHASES)
-                print(f"| {case.name} | {seconds:.1f} s | {parts} | {step:+.0%} |")
+        steps = [step for _, _, step, _ in errors(store, heldout=heldout)]
+        print(f"\n{len(steps)} {'held out' if heldout else 'fitted'}: whole step: {stated(steps)}")
+    print("| held-out configuration | measured | sampling | reading | learning | whole step |\n|---" + "|---" * 5 + "|")
+    print("\n".join(table(store)))
 
 
 def main() -> None:
@@ -237,7 +266,8 @@ def main() -> None:
         torch.set_num_threads(1)
         quiet_libraries()
         found: dict[str, Any] = {}
-        for case in CASES:
+        # Recomputed layers come last: they change how the heap of this process gives memory back, for good.
+        for case in sorted(CASES, key=lambda case: case.recompute):
             shape, seconds = measure(case)
             found[case.name] = {"shape": asdict(shape), "seconds": seconds}
             print(case.name, {phase: round(value, 3) for phase, value in seconds.items()}, flush=True)

@@ -30,7 +30,7 @@ from groupwise.preflight.model import Loaded, TrialStep, load_model, trial_step
 from groupwise.preflight.report import Report
 from groupwise.preflight.sources import check_sources
 from groupwise.preflight.texts import check_ends, check_template, marked, tell_leaks
-from groupwise.preflight.timing import Speed, repeated, tell_network
+from groupwise.preflight.timing import Speed, busiest, repeated, tell_network
 from groupwise.rewards.load import Score, load_score
 from groupwise.train.checkpoint_keeper import state_bytes
 from groupwise.train.runtime import Runtime
@@ -255,14 +255,17 @@ def _say_time(
         ModelShape.of(engine.policy.model),
         engine.policy.device.type,
         learned=(trial.groups, trial.seconds),
-        drawn=(drawn.groups, drawn.seconds),
+        drawn=(busiest(drawn.groups, loaded.runtime.processes), drawn.seconds),
         tokens_per_forward=config.run.tokens_per_forward,
         rows_at_once=config.sampling.rows_at_once,
         recompute=config.model.gradient_checkpointing,
+        processes=loaded.runtime.processes,
+        sharding=config.run.sharding,
     )
     trained, held = shapes_of(groups), shapes_of(heldout)
     evaluations = source.total_steps // config.eval.every if config.eval.every else 0
-    learning = config.epochs * speed.learning(trained, updates=source.total_steps / config.epochs)
+    steps = [shapes_of(source.groups(step)) for step in range(source.total_steps)]
+    learning = sum(speed.learning(groups) for groups in steps)
     reading = (evaluations + 3) * speed.reading(held)
     if config.loss.needs_reference:
         reading += speed.reading(trained)
@@ -274,10 +277,4 @@ def _say_time(
         f"steps and {evaluations} evaluations (learning {duration(learning)}, reference and evaluation "
         f"{duration(reading)}, sampling {duration(sampling)})"
     )
-    tell_network(
-        speed,
-        config.run.sharding,
-        report,
-        processes=loaded.runtime.processes,
-        steps=(repeated(trained, config.run.groups_per_step), []),
-    )
+    tell_network(speed, report, learned=max(steps, key=lambda groups: sum(group.row_tokens for group in groups)))

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from groupwise.batch import pack
-from groupwise.cost.shapes import GroupShape, ModelShape
+from groupwise.cost.shapes import GroupShape, ModelShape, cut
 from groupwise.data.text import TextEncoder
 from groupwise.groups import Completion, Group, forward_tokens, overlapping_prompts
 from groupwise.model.captured import check_capturable
@@ -27,7 +27,7 @@ from groupwise.preflight.model import TrialStep, load_model, trial_step
 from groupwise.preflight.report import Report
 from groupwise.preflight.sources import check_sources
 from groupwise.preflight.texts import check_ends, check_template, tell_leaks
-from groupwise.preflight.timing import Speed, repeated, tell_network
+from groupwise.preflight.timing import Speed, repeated, tell_network, tell_servers
 from groupwise.rewards.scorer import Scorer
 from groupwise.train.checkpoint_keeper import state_bytes
 from groupwise.train.runtime import Runtime
@@ -319,33 +319,49 @@ def _say_time(
         tokens_per_forward=config.run.tokens_per_forward,
         rows_at_once=config.sampling.rows_at_once,
         recompute=config.model.gradient_checkpointing,
+        processes=runtime.processes,
+        sharding=config.run.sharding,
     )
     rollout = config.run.groups_per_step * config.rollout.minibatches
     rollouts = config.steps / (config.rollout.updates * config.rollout.minibatches)
-    groups = repeated(answered, rollout)
-    scoring = rollouts * rollout * trial.score_s / len(trial.prompts)
-    sampling = rollouts * speed.sampling(groups) + scoring
-    reference = rollouts * speed.reading(groups) if config.loss.reads_reference_logp else 0.0
-    learning = speed.learning(repeated(answered, config.run.groups_per_step)) * config.steps + reference
+    groups, servers = repeated(answered, rollout), len(config.sampling.servers)
+    parts = cut(groups, config.run.tokens_per_forward)
+    scoring = -(-rollout // runtime.processes) * trial.score_s / len(trial.prompts)
+    drawing = speed.served(groups, servers) if servers else speed.sampling(groups)
+    # Servers' answers are read once more, for the log-probs that this program gives them.
+    read = parts * (config.loss.reads_reference_logp + bool(servers))
+    learned = cut(repeated(answered, config.run.groups_per_step), config.run.tokens_per_forward)
+    learning = speed.learning(learned) * config.steps + (rollouts * speed.reading(read) if read else 0.0)
     evaluations = config.steps // config.eval.every if config.eval.every else 0
+    judged = -(-heldout // runtime.processes)
     greedy, sampled = (
-        speed.sampling(repeated(answered, heldout, n=count)) + heldout * count * trial.score_s / len(trial.answers)
+        speed.sampling(repeated(answered, heldout, n=count)) + judged * count * trial.score_s / len(trial.answers)
         for count in (1, config.eval.samples_per_prompt)
     )
     judging = (evaluations + 2) * greedy + 2 * sampled
-    if config.sampling.engine == "vllm":
-        report.warning("time of rollouts is that of this program's own sampling; servers have a speed of their own")
+    ahead = bool(config.sampling.ahead)
+    rolling = rollouts * (drawing + scoring)
+    whole = max(rollouts * drawing, learning + rollouts * scoring) if ahead else rolling + learning
     report.ok(
-        f"time, with answers as long as these: {duration(sampling + learning + judging)} for {config.steps} steps and "
-        f"{evaluations} evaluations (rollouts {duration(sampling)}, learning {duration(learning)}, "
-        f"evaluation {duration(judging)})"
+        f"time, with answers as long as these: {duration(whole + judging)} for {config.steps} steps and "
+        f"{evaluations} evaluations (rollouts {duration(rolling)}, learning {duration(learning)}"
+        f"{', both at the same time' if ahead else ''}, evaluation {duration(judging)})"
     )
     tell_network(
         speed,
-        config.run.sharding,
         report,
-        processes=runtime.processes,
-        steps=(repeated(answered, config.run.groups_per_step), groups if config.loss.reads_reference_logp else []),
-        gathers=1 if config.sampling.engine == "builtin" else 0,
-        servers=len(config.sampling.servers),
+        learned=learned,
+        read=read,
+        gathers=0 if servers else 1,
+        sent=parts,
+        fields=2 + bool(servers) + config.loss.kl_in_reward,
     )
+    if servers:
+        tell_servers(
+            speed,
+            report,
+            groups=groups,
+            servers=servers,
+            at_once=config.sampling.groups_per_server,
+            answer_limit=config.sampling.answer_limit,
+        )

@@ -6,6 +6,7 @@ fitted to that by `python -m benchmarks.scaling_memory`.
 
 from collections.abc import Sequence
 
+from groupwise.cost.network import Counted
 from groupwise.cost.shapes import GroupShape, ModelShape
 
 # States of the model's width per token: kept of each layer, and once. Recomputed layers keep what goes into each, and
@@ -31,6 +32,24 @@ def activations(shape: ModelShape, row: Sequence[GroupShape], *, recompute: bool
 def training(shape: ModelShape, row: Sequence[GroupShape], *, recompute: bool, itemsize: int = 4) -> float:
     """Activations, gradients and the optimizer's state in float32."""
     return activations(shape, row, recompute=recompute, itemsize=itemsize) + 4.0 * _STATES * shape.trained
+
+
+def held(shape: ModelShape, *, processes: int = 1, sharding: Counted = "none") -> float:
+    """Bytes of weights, gradients and the optimizer's state that each process holds between passes.
+
+    FSDP2 spreads the layers, and what is learned of them; embeddings, output head and adapters are whole on each. While
+    a layer runs it is there whole besides, and the next one too.
+
+    >>> one = ModelShape(layers=2, width=2, vocabulary=3, heads=1, kv_heads=1, head_width=2, linear=48)
+    >>> held(one), held(one, processes=2, sharding="fsdp2")
+    (864.0, 480.0)
+    """
+    part = 1 if sharding == "none" else processes
+    outside = shape.head * (1 if shape.tied else 2)
+    weights = shape.itemsize * (shape.linear / part + outside)
+    if shape.adapter:
+        return weights + 4.0 * (1 + _STATES) * shape.adapter
+    return weights + 4.0 * _STATES * (shape.linear / part + outside)
 
 
 def kv_cache(shape: ModelShape, groups: Sequence[GroupShape]) -> float:

@@ -5,7 +5,7 @@ Legend of sizes: width of the hidden states, `linear` weights of the layers' mat
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -25,6 +25,7 @@ class ModelShape:
     adapter                      trained weights of LoRA, 0 where all weights are trained
     adapted                      matrices with an adapter, in all layers
     itemsize                     bytes of a stored weight
+    tied                         whether the output head is the embedding
     """
 
     layers: int
@@ -37,6 +38,7 @@ class ModelShape:
     adapter: int = 0
     adapted: int = 0
     itemsize: int = 4
+    tied: bool = True
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Self:
@@ -72,6 +74,7 @@ class ModelShape:
             adapter=adapter,
             adapted=adapted,
             itemsize=model.dtype.itemsize,
+            tied=cast(nn.Embedding, model.get_input_embeddings()).weight is head.weight,
         )
 
     @property
@@ -86,7 +89,14 @@ class ModelShape:
 
     @property
     def trained(self) -> int:
-        return self.adapter or self.linear + self.head
+        """Weights that get a gradient, norms, biases and positions left out.
+
+        >>> one = ModelShape(layers=1, width=2, vocabulary=3, heads=1, kv_heads=1, head_width=2, linear=48)
+        >>> from dataclasses import replace
+        >>> one.trained, replace(one, tied=False).trained, replace(one, adapter=10).trained
+        (54, 60, 10)
+        """
+        return self.adapter or self.linear + self.head * (1 if self.tied else 2)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -128,6 +138,29 @@ class GroupShape:
 def shapes_of(groups: Iterable[Group]) -> list[GroupShape]:
     """The sizes of groups at hand."""
     return [GroupShape.of(group) for group in groups]
+
+
+def cut(groups: Iterable[GroupShape], tokens: int) -> list[GroupShape]:
+    """Groups longer than a micro-batch in parts, as `cut_groups` cuts them.
+
+    >>> [len(part.completions) for part in cut([GroupShape(2, (3,) * 5)], 6)]
+    [2, 2, 1]
+    """
+    parts: list[GroupShape] = []
+    for group in groups:
+        if group.row_tokens <= tokens:
+            parts.append(group)
+            continue
+        own: list[list[int]] = []
+        room = 0
+        for length in group.completions:
+            if not own or length - 1 > room:
+                own.append([])
+                room = tokens - group.prompt
+            own[-1].append(length)
+            room -= length - 1
+        parts.extend(GroupShape(group.prompt, tuple(lengths)) for lengths in own)
+    return parts
 
 
 def micro_batches(groups: Sequence[GroupShape], tokens_per_forward: int) -> list[list[GroupShape]]:

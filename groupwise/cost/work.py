@@ -5,6 +5,7 @@ those of this program: a prompt goes through once per group, the head's derivati
 without LoRA the head is computed once more behind it.
 """
 
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from typing import Self
@@ -28,6 +29,7 @@ class Work:
     cache      bytes of keys and values that decoding reads
     calls      operations that are started, each of which costs time of its own
     steps      tokens that decoding writes one after the other
+    requests   groups that are asked of a server
     """
 
     products: float = 0.0
@@ -38,6 +40,7 @@ class Work:
     cache: float = 0.0
     calls: float = 0.0
     steps: float = 0.0
+    requests: float = 0.0
 
     def __add__(self, other: Self) -> Self:
         return type(self)(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -98,9 +101,14 @@ def learn(shape: ModelShape, row: Sequence[GroupShape], *, recompute: bool = Fal
     )
 
 
-def update(shape: ModelShape) -> Work:
-    """The optimizer's step on the trained weights, norms of gradients included."""
-    return Work(memory=4.0 * _STATE_PASSES * shape.trained, calls=2.0 * max(shape.adapted, shape.layers))
+def update(shape: ModelShape, *, spread: int = 1) -> Work:
+    """The optimizer's step on the trained weights, norms of gradients included.
+
+    Of layers that are trained and spread over processes each moves its part; adapters, embeddings and head are whole.
+    """
+    spread_over = 0 if shape.adapter else shape.linear
+    own = shape.trained - spread_over + spread_over / spread
+    return Work(memory=4.0 * _STATE_PASSES * own, calls=2.0 * max(shape.adapted, shape.layers))
 
 
 def learning_step(
@@ -167,3 +175,53 @@ def _decode(shape: ModelShape, batch: Sequence[GroupShape]) -> Work:
         calls=plain * (steps + 1.0),
         steps=float(steps),
     )
+
+
+# --- sampling on servers
+
+PREFIX_BLOCK = 16
+"""Tokens of a prompt that a vLLM server shares at a time: its default on a GPU, 128 on a CPU."""
+
+
+def served(shape: ModelShape, groups: Sequence[GroupShape], *, rows_at_once: int, block: int = PREFIX_BLOCK) -> Work:
+    """What one vLLM server does for its groups: a continuous batch, adapters beside the weights.
+
+    A completion begins as soon as one of `rows_at_once` (--max-num-seqs) ends. Of a prompt the whole blocks but for its
+    last token are computed once per group, the rest once per completion.
+
+    >>> tiny = ModelShape(layers=1, width=2, vocabulary=3, heads=1, kv_heads=1, head_width=2, linear=48)
+    >>> work = served(tiny, [GroupShape(40, (6, 2, 2))], rows_at_once=2)
+    >>> work.steps, work.requests, work.products == 2 * (40 + 2 * 8 + 10) * 48 + 2 * 10 * 6
+    (6.0, 1.0, True)
+    """
+    prompts, scores = 0, 0.0
+    for group in groups:
+        again = group.prompt - (group.prompt - 1) // block * block
+        prompts += group.prompt + (len(group.completions) - 1) * again
+        scores += group.prompt**2 + (len(group.completions) - 1) * again * group.prompt
+    written = sum(group.predicted for group in groups)
+    steps = _continuous([length for group in groups for length in group.completions], rows_at_once)
+    seen = sum(length * (group.prompt + length / 2) for group in groups for length in group.completions)
+    return Work(
+        products=2.0 * (prompts + written) * (shape.linear + shape.adapter) + 2.0 * written * shape.head,
+        attention=4.0 * shape.layers * shape.heads * shape.head_width * (scores + seen),
+        states=_state_bytes(shape, prompts + written),
+        table=4.0 * 4 * written * shape.vocabulary,
+        memory=float(shape.itemsize * (shape.linear + shape.head)) * steps,
+        cache=shape.kv_bytes_per_token * seen,
+        calls=_calls(shape) * steps,
+        steps=float(steps),
+        requests=float(len(groups)),
+    )
+
+
+def _continuous(lengths: Sequence[int], rows: int) -> int:
+    """Tokens one after the other until all completions are there, each in the row that is free first.
+
+    >>> _continuous([6, 2, 2], 2), _continuous([6, 2, 2], 9)
+    (6, 6)
+    """
+    free = [0] * min(rows, len(lengths))
+    for length in lengths:
+        heapq.heapreplace(free, free[0] + length)
+    return max(free)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -99,8 +99,18 @@ def by_layout(tensors: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
 
 def total_norm(gradients: Iterable[Tensor]) -> Tensor:
     """The norm over all gradients, of which some may be spread over processes and the others are the same on each."""
-    norms = [whole_tensor(torch.linalg.vector_norm(gradient)) for gradient in gradients]
+    whole, spread = by_layout(gradients)
+    norms = [torch.linalg.vector_norm(gradient) for gradient in whole]
+    if spread:
+        norms.append(_norm_of_parts([cast(DTensor, gradient) for gradient in spread]))
     return torch.linalg.vector_norm(torch.stack(norms))
+
+
+def _norm_of_parts(gradients: list[DTensor]) -> Tensor:
+    """Of tensors that are spread over one mesh, in one exchange for all of them."""
+    norms = torch.stack([torch.linalg.vector_norm(gradient.to_local()) for gradient in gradients])
+    squares = norms.double().square().sum()  # a square of float32 ends at 1e38, a norm of 1e19
+    return DTensor.from_local(squares, gradients[0].device_mesh, [Partial()]).full_tensor().sqrt().to(norms.dtype)
 
 
 def _shards(network: nn.Module) -> Generator[FSDPModule, None, None]:

@@ -20,6 +20,7 @@ from groupwise.model.nf4 import weight_count
 from groupwise.model.policy import Policy
 from groupwise.preflight.folder import check_disk
 from groupwise.preflight.report import Report
+from groupwise.preflight.timing import busiest
 from groupwise.sections import LoraSection, ModelSection, RunSection
 from groupwise.train.objective import Objective
 from groupwise.train.run_folder import RunFolder
@@ -69,7 +70,7 @@ def load_model(
 
 @dataclass(frozen=True, slots=True)
 class TrialStep:
-    """What one forward and backward pass gave."""
+    """What one forward and backward pass gave; `groups` are those of the process that had most."""
 
     loss: float
     grad_norm: float
@@ -109,7 +110,8 @@ def trial_step(
     finally:
         for p in trained:
             p.grad = None
-    trial = TrialStep(sums.means()["loss"], norm, shapes_of(part), time.perf_counter() - started)
+    own = busiest(shapes_of(part), runtime.processes)
+    trial = TrialStep(sums.means()["loss"], norm, own, time.perf_counter() - started)
     where = f"one forward and backward pass of {tokens} tokens"
     if not torch.isfinite(torch.tensor(norm)):
         report.error(f"{where}: the gradient is not finite; use another model or model.dtype float32")

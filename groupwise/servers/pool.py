@@ -279,6 +279,18 @@ class Pool:
             await asyncio.gather(*forgotten, return_exceptions=True)
 
 
+def from_own_place(addresses: Sequence[str], *, process: int, processes: int) -> list[str]:
+    """Servers in the order in which one of several processes takes them: each begins elsewhere.
+
+    Pools know nothing of each other. With fewer groups each than there are servers all would ask the first ones.
+
+    >>> [from_own_place(["a", "b", "c", "d"], process=process, processes=2) for process in range(2)]
+    [['a', 'b', 'c', 'd'], ['c', 'd', 'a', 'b']]
+    """
+    first = process * len(addresses) // processes
+    return [*addresses[first:], *addresses[:first]]
+
+
 async def bring(client: Client, version: Version, *, most_gap: float) -> None:
     """Have a server answer with a version: forget older ones, load this one, compare the fixed text.
 

@@ -19,7 +19,7 @@ from groupwise.model.engine import LogprobEngine, sampled_logprobs
 from groupwise.model.sampler import Answers
 from groupwise.servers.answers import Ask, Terms, seed_of
 from groupwise.servers.fingerprint import fixed_text, text_logprobs
-from groupwise.servers.pool import Limits, Pool, Version
+from groupwise.servers.pool import Limits, Pool, Version, from_own_place
 from groupwise.servers.settings import ServedSamplingSection
 from groupwise.servers.versions import Versions
 from groupwise.train.runtime import Runtime
@@ -63,8 +63,9 @@ class ServerSampler:
         self._published: Mapping[str, Tensor] = {}
         self._name: str | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="servers")
+        (process,) = runtime.in_turn(range(runtime.processes))
         self._pool = Pool(
-            section.servers,
+            from_own_place(section.servers, process=process, processes=runtime.processes),
             limits=Limits(
                 groups_per_server=section.groups_per_server,
                 answer_limit=section.answer_limit,

@@ -236,10 +236,18 @@ def test_the_cap_starts_from_two_with_servers_and_null_leaves_it_off(command: Co
 
 
 @pytest.mark.distributed
-def test_two_processes_ask_for_their_own_share_and_learn_what_one_learns(command: Command, tmp_path: Path) -> None:
-    """The main process publishes, each asks for its prompts; a version is never unloaded under the other's hands."""
+def test_two_processes_ask_for_their_own_share_and_learn_what_one_learns(
+    command: Command, tmp_path: Path, servers: list[StandIn]
+) -> None:
+    """The main process publishes, each asks for its prompts; a version is never unloaded under the other's hands.
+
+    Each has one prompt: when both began with the first server, the second had nothing to do.
+    """
     for runs, processes in (("one", 1), ("two", 2)):
-        run_processes(processes, ["grpo/train_grpo.py", *command(runs=runs)])
+        before = [one.answered for one in servers]
+        run_processes(processes, ["grpo/train_grpo.py", *command("--run.groups_per_step", "2", runs=runs)])
+        first, second = (one.answered - past for one, past in zip(servers, before, strict=True))
+        assert first == second
     assert_equal_to_rounding(tmp_path / "one" / "run", tmp_path / "two" / "run")
     rows = read_metrics(tmp_path / "two" / "run" / "metrics.jsonl")
     assert all(row["sampler/gap_largest"] < 1e-4 and row["servers/up"] == 2 for row in rows)
