@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from groupwise.groups import Group
+from groupwise.groups import Group, is_informative
 from grpo.advantages import Batch, Steps, advantages_of_each, return_advantages, step_advantages
 from grpo.config import GrpoLossSection
 from grpo.losses.kl import kl_estimate
@@ -35,6 +35,11 @@ class ScoredGroup:
     def skipped(self) -> int:
         """Completions without a score."""
         return len(self.lengths) - (0 if self.group is None else len(self.group.completions))
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether its scores are all equal, or it has none."""
+        return self.group is None or not is_informative(self.group)
 
     def teaches(self, loss: GrpoLossSection) -> bool:
         """Whether an advantage of it can differ from 0."""

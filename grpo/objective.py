@@ -21,6 +21,7 @@ from grpo.config import GrpoLossSection
 from grpo.losses import surrogates
 from grpo.losses.kl import kl_estimate, kl_k3
 from grpo.losses.masks import above_floor, entropy_floor, near_policy, sampler_weight
+from grpo.losses.ratio import ratio_of
 
 _CLIPPED = ("clip", "gmpo", "cispo", "dppo")  # surrogates that stop or cap tokens
 
@@ -157,7 +158,7 @@ class GrpoObjective(Objective):
         logratio_T = logp_T - sampled_T
         if loss.surrogate == "clip" and loss.ratio == "completion":
             logratio_T = surrogates.mean_of_completion(logratio_T, row_T, length_R)
-        ratio_T = logratio_T.exp()
+        ratio_T = ratio_of(logratio_T)
         self._watch(ratio_T.detach(), logratio_T.detach(), logp_T, sampled_T, advantage_T, sums)
         clips = {"clip_low": loss.clip_low, "clip_high": loss.clip_high}
         if loss.surrogate == "clip":
@@ -217,7 +218,7 @@ class GrpoObjective(Objective):
             return loss_T
         kl_T = kl_estimate(loss.kl_form, logp_T, reference_T)
         if loss.kl_ratio:
-            kl_T = kl_T * (logp_T - _required(batch.sampled_logp_T, "the sampling log-probs")).exp()
+            kl_T = kl_T * ratio_of(logp_T - _required(batch.sampled_logp_T, "the sampling log-probs"))
         return loss_T + loss.kl_coefficient * kl_T
 
     def _watch(

@@ -113,6 +113,11 @@ class RewardModel:
         self._updates = 0
 
     @property
+    def updates(self) -> int:
+        """How often it has learned so far."""
+        return self._updates
+
+    @property
     def update_bytes(self) -> int:
         """What learning adds to its weights: a gradient and two moments of each that is trained."""
         return state_bytes(self._parameters().values())

@@ -22,11 +22,10 @@ def rollout_metrics(
     groups = [one.group for one in scored if one.group is not None]
     scores = [[completion.score for completion in group.completions] for group in groups]
     lengths = [length for one in scored for length in one.lengths]
-    silent = sum(not one.teaches(config.loss) for one in scored)
     sums = MetricSums(runtime.device)
     sums.add("completions/mean_length", sum(lengths), len(lengths))
     sums.add("completions/clipped_ratio", sum(not value for one in scored for value in one.finished), len(lengths))
-    sums.add("frac_reward_zero_std", silent, len(scored))
+    sums.add("frac_reward_zero_std", sum(one.is_flat for one in scored), len(scored))
     if config.source != "data":  # whose answers are right by definition
         sums.add("reward", sum(map(sum, scores)), sum(map(len, scores)))
         sums.add("reward_std", sum(map(statistics.pstdev, scores)), len(scores))
@@ -34,6 +33,7 @@ def rollout_metrics(
             opinions = [value for one in scored for value in one.by_reward[name] if value is not None]
             sums.add(f"rewards/{name}/mean", sum(opinions), len(opinions))
     whole = sums if runtime.processes == 1 else sums.reduce(runtime.sum)
+    silent = sum(not one.teaches(config.loss) for one in scored)
     counted = [sum(one.skipped for one in scored), sum(one.faults for one in scored), silent]
     names = ("completions/skipped", "rewards/faults", "groups/no_signal")
     return whole.means() | dict(zip(names, map(int, runtime.sums(counted)), strict=True))

@@ -9,13 +9,13 @@ moved to, the count of reward faults. Knows neither the loss nor how rewards com
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from groupwise.data.text import TextEncoder
-from groupwise.errors import RunStopped
+from groupwise.errors import Interrupted, RunStopped
 from groupwise.groups import Group
 from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine, reference_logprobs
@@ -82,6 +82,7 @@ class Rollouts:
         self._passed_over: list[tuple[int, Group, str]] = []
         self._reward_model = reward_model
         self._judged: list[Group] = []  # by all processes, since the reward model learned from such groups
+        self._taught_in_vain = False  # whether the reward model learned in a step that was then stopped
         self._metrics: dict[str, float] = {}
         self._to_check = 2 if sampler.exact else 0  # rollouts whose log-probs are compared with the engine's
         self._silent_rollouts = 0
@@ -97,19 +98,39 @@ class Rollouts:
         period = count * self._config.rollout.updates
         place = step % period
         self._metrics, self._passed_over = {}, []
-        if mix := self._config.loss.reference_moves(step):
-            self._engine.policy.move_reference(mix)
-        if place == 0:
-            self._gather(step)
+        with self._undone_if_stopped():
+            if mix := self._config.loss.reference_moves(step):
+                self._engine.policy.move_reference(mix)
+            if place == 0:
+                self._gather(step)
         share = self._minibatches[place % count]
         if place + count >= period:  # no later update needs it
             del self._minibatches[place % count]
         return share
 
+    @contextlib.contextmanager
+    def _undone_if_stopped(self) -> Generator[None, None, None]:
+        """What is begun inside and stopped, for want of servers or by a signal, is as if it had not been begun.
+
+        But for what a reward model has learned in between: then nothing can be collected any more.
+        """
+        before = (self._asked, self._ahead, self._minibatches, self._silent_rollouts, self._faults)
+        judged, reference = list(self._judged), self._engine.policy.moved_reference
+        updates = None if self._reward_model is None else self._reward_model.updates
+        self._minibatches = dict(self._minibatches)
+        try:
+            yield
+        except (RunStopped, Interrupted):
+            self._asked, self._ahead, self._minibatches, self._silent_rollouts, self._faults = before
+            self._judged, self._engine.policy.moved_reference = judged, reference
+            self._taught_in_vain = self._reward_model is not None and self._reward_model.updates != updates
+            raise
+
     def passed_over(self, count: int) -> Sequence[tuple[Group, str]]:
         """The first groups of the rollout that the last step gathered from which nothing can be learned."""
-        by_number = sorted(self._runtime.gather(self._passed_over[:count]), key=lambda one: one[0])
-        return [(group, reason) for _, group, reason in by_number[:count]]
+        mine = sorted(self._passed_over, key=lambda one: one[0])[:count]
+        every = sorted(self._runtime.gather(mine), key=lambda one: one[0])
+        return [(group, reason) for _, group, reason in every[:count]]
 
     def metrics(self) -> Mapping[str, float]:
         """Numbers of the rollout that the last step gathered; none where it went on with an earlier one."""
@@ -179,7 +200,7 @@ class Rollouts:
             return None
         try:
             drawn = self._runtime.together(self._ahead.answers)
-        except RunStopped as reason:
+        except (RunStopped, Interrupted) as reason:  # what is not finite among them: those prompts are asked again too
             self._log.say(f"warning: what was sampled ahead is not in this checkpoint: {reason}")
             return None
         return [

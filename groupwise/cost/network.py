@@ -68,9 +68,9 @@ def step_exchanges(
 ) -> int:
     """Exchanges of the same step; `learning` and `reading` are the micro-batches of the process that has most.
 
-    Weights that are whole need three and one for each 64 MiB of gradients, whatever the number of micro-batches, and one
-    more for a reading. FSDP2 gathers layer by layer, reduces all weights layer by layer and sums their norm once; every
-    pass is announced (lockstep.py), and before numbers are exchanged processes settle that none has a pass left.
+    Weights that are whole need three and one for each 64 MiB of gradients, whatever the number of micro-batches, and
+    one more for a reading. FSDP2 gathers layer by layer, reduces all weights layer by layer and sums their norm once;
+    every pass is announced (lockstep.py), and before numbers are exchanged processes settle that none has a pass left.
 
     >>> one = ModelShape(layers=2, width=2, vocabulary=3, heads=1, kv_heads=1, head_width=2, linear=48, adapter=10)
     >>> step_exchanges(one, processes=2, sharding="none", learning=3)

@@ -178,7 +178,7 @@ class LogprobEngine:
     def _run(self, input_ids: Tensor, **layout: Any) -> Tensor:
         """Outputs of one row: hidden states [length, D], or logits [length, V] where the head is not ours."""
         model = self.policy.active
-        if self._announce is not None:
+        if self._announce is not None and self.policy.is_spread(model):
             self._announce((model is not self.policy.model, torch.is_grad_enabled()))
 
         def outputs() -> Tensor:

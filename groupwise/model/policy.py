@@ -109,6 +109,17 @@ class Policy:
             policy._shard(mesh, device)
         return policy
 
+    # --- what processes hold of it
+
+    def is_spread(self, network: PreTrainedModel) -> bool:
+        """Whether a forward pass of this network needs all processes; a frozen copy stays whole under ZeRO."""
+        return self.sharded and (self._zero is None or network is self.model)
+
+    @property
+    def gradients_spread(self) -> bool:
+        """Whether no process sees the gradient of its own groups: it is summed over all as it comes."""
+        return self.sharded and (self._zero is not None or self._adapter is None)
+
     # --- which network runs
 
     @property
@@ -184,6 +195,15 @@ class Policy:
             return without_effect(self.trainable())
         with self.base():
             return dict(self.active.named_parameters())
+
+    @property
+    def moved_reference(self) -> Mapping[str, Tensor] | None:
+        """Trained weights of a reference that left the base; to be set again to what it once was."""
+        return self._moved
+
+    @moved_reference.setter
+    def moved_reference(self, weights: Mapping[str, Tensor] | None) -> None:
+        self._moved = None if weights is None else dict(weights)
 
     def save_reference(self, folder: Path) -> None:
         """Write where the reference was moved to; nothing while it is the base."""

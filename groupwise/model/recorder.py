@@ -60,7 +60,10 @@ class CudaRecorder:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                reason = str(error).strip().splitlines()[0]
+                cause = error.__context__ or error  # what ends a recording that failed complains again
+                if isinstance(cause, torch.OutOfMemoryError):
+                    raise cause from error
+                reason = str(cause).strip().splitlines()[0]
                 raise UserError(
                     f"sampling.captured: a decoding step of this model cannot be captured ({reason}); set it to false"
                 ) from error

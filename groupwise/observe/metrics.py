@@ -35,7 +35,7 @@ Names and units ("nat" is the natural unit of log-probability; `<name>` is the n
 `servers/asked_again`            groups that were asked of another server after a fault
 `memory/peak_gb`                 most memory allocated on the device since the step began, 10^9 bytes
 `groups/used`                    groups the step learned from
-`groups/no_signal`               groups skipped because their scores are all equal
+`groups/no_signal`               groups skipped because no advantage of theirs can differ from 0
 `groups/not_finite`              groups for which a skipped step was not finite
 `alarm/<name>`                   figure that raised an alarm, in the unit its line on the terminal names
 `eval/<any of these>`            the same on held-out data; `.../low` and `.../high` are its 95 % interval

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from groupwise.errors import UserError
 from groupwise.model.sharding import assign, like, whole_tensor
-from groupwise.train.optimizer import Optimizer
+from groupwise.train.optimizer import Optimizer, names_by_index
 
 MANIFEST = "manifest.json"
 _OWN_FILES = ("weights.safetensors", "optimizer.safetensors", "generators.safetensors", "state.json")
@@ -69,7 +69,7 @@ def save_checkpoint(
     """
     target = folder / step_name(position.step)
     weights = {name: _on_disk(p) for name, p in parameters.items()}
-    moments = _optimizer_tensors(optimizer, list(parameters))
+    moments = _optimizer_tensors(optimizer, names_by_index(optimizer, parameters))
     if not writes:
         return target
     aside = folder / f".writing-{target.name}"
@@ -200,7 +200,7 @@ def _on_disk(value: Tensor) -> Tensor:
 def _restore_optimizer(
     optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
 ) -> None:
-    index_of = {name: index for index, name in enumerate(parameters)}
+    index_of = {name: index for index, name in enumerate(names_by_index(optimizer, parameters))}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, quantity = key.rsplit("/", 1)

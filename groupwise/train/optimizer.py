@@ -1,7 +1,7 @@
 """Optimizers by name and the learning rate of a step, as a pure function of the step. Knows nothing about losses."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -24,38 +24,53 @@ class Optimizer(Protocol):
 
 
 def make_optimizer(section: OptimizerSection, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW, or RMSprop as in the DPO paper's code, over the trained parameters."""
+    """AdamW, or RMSprop as in the DPO paper's code, over the trained parameters.
+
+    What processes hold whole and what they hold parts of are groups of their own: on a GPU a group's tensors are moved
+    together, and no operation takes both.
+    """
+    groups = [{"params": part} for part in by_layout(parameters) if part]
     if section.name == "adamw":
         return torch.optim.AdamW(
-            parameters,
+            groups,
             lr=section.learning_rate,
             betas=section.betas,
             eps=section.epsilon,
             weight_decay=section.weight_decay,
         )
     return torch.optim.RMSprop(
-        parameters,
+        groups,
         lr=section.learning_rate,
         alpha=section.alpha,
         eps=section.epsilon,
     )
 
 
+def names_by_index(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> list[str]:
+    """Names of the parameters in the order in which `state_dict` numbers them."""
+    if isinstance(optimizer, Zero):
+        return list(parameters)
+    name_of = {id(p): name for name, p in parameters.items()}
+    return [name_of[id(p)] for group in optimizer.param_groups for p in group["params"]]
+
+
 def clipped_step(optimizer: Optimizer, parameters: Iterable[nn.Parameter], max_grad_norm: float | None) -> Tensor:
     """Move the parameters along their gradient, clipped to a norm, and forget it; returns the norm before clipping.
 
-    Where that is not finite nothing is moved. ZeRO was told the largest norm when it was made.
+    Where that is not finite nothing is moved, nor where it is 0: a step that teaches nothing leaves the optimizer's
+    moments alone. ZeRO was told the largest norm when it was made.
     """
     if isinstance(optimizer, Zero):
         return optimizer.clipped_step()
     moved = list(parameters)
     norm = total_norm([p.grad for p in moved if p.grad is not None])
+    assert isinstance(optimizer, torch.optim.Optimizer)
     if torch.isfinite(norm):
-        if max_grad_norm is not None:
-            for part in by_layout(moved):
-                nn.utils.clip_grads_with_norm_(part, max_grad_norm, norm)
-        assert isinstance(optimizer, torch.optim.Optimizer)
-        optimizer.step()
+        if norm > 0:
+            if max_grad_norm is not None:
+                for part in by_layout(moved):
+                    nn.utils.clip_grads_with_norm_(part, max_grad_norm, norm)
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return norm
 

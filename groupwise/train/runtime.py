@@ -83,11 +83,6 @@ class Runtime(Exchange):
             return None
         return init_device_mesh(self.device.type, (self.processes,))
 
-    @property
-    def under_zero(self) -> bool:
-        """Whether DeepSpeed holds the policy's gradients, so that no process sees its own."""
-        return self._zero is not None
-
     def spread_policy(self, policy: Policy, section: OptimizerSection) -> None:
         """Hand the policy to ZeRO where that was asked for, with the optimizer of this section."""
         stages: dict[str, Stage] = {"zero2": 2, "zero3": 3}
@@ -125,7 +120,7 @@ class Runtime(Exchange):
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Give every process the summed gradient; a parameter that got none counts as zero."""
-        if self.processes == 1 or self.under_zero:
+        if self.processes == 1 or self._zero is not None:
             return
         trained = [p for p in parameters if not isinstance(p, DTensor)]  # the others' are summed as they come
         for p in trained:

@@ -114,11 +114,11 @@ def _culprits(objective: Objective, suspects: Sequence[Group], engine: LogprobEn
 def _is_finite_alone(objective: Objective, group: Group, engine: LogprobEngine, runtime: Runtime) -> bool:
     """Whether log-probs, loss and, where one process can tell, gradient of one group are finite."""
     batch = pack([group]).to(runtime.device)
-    with torch.set_grad_enabled(not runtime.under_zero):
+    with torch.set_grad_enabled(not engine.policy.gradients_spread):
         scores = engine.score(batch, temperature=objective.temperature, extras=objective.extras)
         loss = objective.loss_sum(batch, scores, MetricSums(runtime.device))
     values = [scores.logp_T.detach(), loss.detach()]
-    if not runtime.under_zero:
+    if not engine.policy.gradients_spread:
         values += _gradient(loss, engine)
     return all(bool(torch.isfinite(value).all()) for value in values)
 

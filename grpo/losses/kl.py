@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from grpo.losses.ratio import bounded
+
 
 def kl_k1(logp_T: Tensor, reference_logp_T: Tensor) -> Tensor:
     """log pi - log pi_ref of every token, [T], of either sign.
@@ -43,7 +45,7 @@ def kl_k3(logp_T: Tensor, reference_logp_T: Tensor) -> Tensor:
     >>> kl_k3(torch.tensor([-1.0]), torch.tensor([-1.0])), kl_k3(torch.tensor([-1.0]), torch.tensor([-2.0]))
     (tensor([0.]), tensor([0.3679]))
     """
-    difference_T = reference_logp_T - logp_T
+    difference_T = bounded(reference_logp_T - logp_T)
     return torch.expm1(difference_T) - difference_T
 
 

@@ -9,6 +9,8 @@ Legend: T completion tokens, R completions. logratio_T is log pi(token) - log pi
 import torch
 from torch import Tensor
 
+from grpo.losses.ratio import ratio_of
+
 
 def mean_of_completion(values_T: Tensor, row_T: Tensor, length_R: Tensor) -> Tensor:
     """The mean over its completion, at each token, [T]; differentiable.
@@ -93,7 +95,7 @@ def geometric_surrogate(
     """
     clipped_T = logratio_T.clamp(-clip_low, clip_high)
     kept_T = torch.where(advantage_T > 0, torch.minimum(logratio_T, clipped_T), torch.maximum(logratio_T, clipped_T))
-    return advantage_T * mean_of_completion(kept_T, row_T, length_R).exp()
+    return advantage_T * ratio_of(mean_of_completion(kept_T, row_T, length_R))
 
 
 def gamma_surrogate(
@@ -138,7 +140,7 @@ def masked_surrogate(
     """
     moved_T = moved_probability(logp_T, sampled_logp_T)
     below_T, above_T = stopped(moved_T, advantage_T, low=-clip_low, high=clip_high)
-    return torch.where(below_T | above_T, 0.0, (logp_T - sampled_logp_T).exp() * advantage_T)
+    return torch.where(below_T | above_T, 0.0, ratio_of(logp_T - sampled_logp_T) * advantage_T)
 
 
 def moved_probability(logp_T: Tensor, sampled_logp_T: Tensor) -> Tensor:

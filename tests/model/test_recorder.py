@@ -46,6 +46,9 @@ class PlayedGpu:
         self.recording = True
         try:
             yield
+        except Exception:
+            # Ending a recording that failed is an error again, raised while the first one is.
+            raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
         finally:
             self.recording = False
 

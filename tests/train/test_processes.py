@@ -93,6 +93,23 @@ def test_the_gradient_of_a_step_is_the_same_for_every_objective(
             assert torch.allclose(two[name], value, rtol=1e-8, atol=1e-10 * largest), (file.name, name)
 
 
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", ["adamw", "rmsprop"])
+def test_spread_and_whole_weights_are_moved_together_as_on_a_gpu(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    """There tensors of one group are moved by one operation, which takes whole tensors or parts of them, not both.
+
+    On a CPU they are moved one by one, so that the first step with all weights spread failed on GPUs alone.
+    """
+    found: list[dict[str, torch.Tensor]] = []
+    for processes, how in ((1, "alone"), (2, "together")):
+        out = tmp_path / how
+        out.mkdir()
+        run_processes(processes, ["-m", "tests.train.process_moved", str(tiny_model), str(out), name, how])
+        found.append(load_file(out / "weights.safetensors"))
+    for key, value in found[0].items():
+        assert torch.allclose(found[1][key], value, rtol=1e-7, atol=1e-9), key
+
+
 def small_run(tmp_path: Path, tiny_model: Path, runs: str) -> list[str]:
     data = tmp_path / "prompts.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"We saw film number {i}."}) + "\n" for i in range(30)))
