@@ -28,6 +28,7 @@ from grpo.config import GrpoConfig
 from grpo.dataset_utils import Prompt
 from grpo.eval import Comparison, before_and_after, check_names, evaluate, labels
 from grpo.faults import FaultLog
+from grpo.lessons import Lessons
 from grpo.objective import GrpoObjective
 from grpo.prepare import Prepared, load_reward_model, prepare
 from grpo.report import DRIFTING, LEARNING, WATCHED, record
@@ -113,7 +114,7 @@ def _learn(
         runtime=run.runtime,
         faults=prepared.faults,
         sampler=sampler,
-        reward_model=reward_model,
+        lessons=_lessons(config, reward_model, run, progress),
     )
     stop = StopSignals(progress.line)
     sampler.heed(lambda: stop.received)
@@ -148,6 +149,14 @@ def _learn(
         stop=stop,
     )
     return result, source.faults
+
+
+def _lessons(config: GrpoConfig, model: RewardModel | None, run: Run, progress: Progress) -> Lessons | None:
+    """What a reward model is taught on the way, where there is one."""
+    if model is None or config.reward_model is None:
+        return None
+    tokens = config.run.tokens_per_forward
+    return Lessons(model, config.reward_model, runtime=run.runtime, tokens_per_forward=tokens, say=progress.line)
 
 
 def _fingerprint(prompts: Sequence[Prompt]) -> str:

@@ -9,7 +9,7 @@ moved to, the count of reward faults. Knows neither the loss nor how rewards com
 import contextlib
 import json
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,19 @@ from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine, reference_logprobs
 from groupwise.model.sampler import Answers, Sampler
 from groupwise.rewards.scorer import Scorer
-from groupwise.train.group_file import load_groups, save_groups
 from groupwise.train.order import EpochOrder
 from groupwise.train.runtime import Runtime
 from groupwise.train.share import Placed, StepShare, StepTotals, packed, sent, unpacked
 from grpo.answering import ask_answers, given_answer, score_answers
 from grpo.config import GrpoConfig
-from grpo.credit import ScoredGroup, with_advantages, with_outcomes
+from grpo.credit import ScoredGroup, with_advantages
 from grpo.dataset_utils import Prompt
 from grpo.faults import FaultLog
-from grpo.reward_model import RewardModel, bare
+from grpo.lessons import Lessons
 from grpo.rollout_metrics import judgement, rollout_metrics, sampler_gap, silence
 from grpo.start import check_reference, check_sampler
 
 STATE = "rollout-state.json"
-JUDGED = "judged-groups.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +62,9 @@ class Rollouts:
         runtime: Runtime,
         faults: FaultLog,
         sampler: Sampler,
-        reward_model: RewardModel | None = None,
+        lessons: Lessons | None = None,
     ) -> None:
-        """A `reward_model` scores what is learned from; the scorer's rewards then order what it learns from."""
+        """With `lessons` a reward model scores what is learned from; the scorer's rewards order what it learns from."""
         self._prompts = prompts
         self._config = config
         self._engine = engine
@@ -80,9 +78,8 @@ class Rollouts:
         self._ahead: _Asked | None = None  # the next step's prompts, where they are asked beforehand
         self._minibatches: dict[int, StepShare] = {}  # those of the rollout that are still to be learned from
         self._passed_over: list[tuple[int, Group, str]] = []
-        self._reward_model = reward_model
-        self._judged: list[Group] = []  # by all processes, since the reward model learned from such groups
-        self._taught_in_vain = False  # whether the reward model learned in a step that was then stopped
+        self._lessons = lessons
+        self._taught_in_vain = False  # whether the reward model learned for a step that was then stopped
         self._metrics: dict[str, float] = {}
         self._to_check = 2 if sampler.exact else 0  # rollouts whose log-probs are compared with the engine's
         self._silent_rollouts = 0
@@ -114,16 +111,17 @@ class Rollouts:
 
         But for what a reward model has learned in between: then nothing can be collected any more.
         """
-        before = (self._asked, self._ahead, self._minibatches, self._silent_rollouts, self._faults)
-        judged, reference = list(self._judged), self._engine.policy.moved_reference
-        updates = None if self._reward_model is None else self._reward_model.updates
-        self._minibatches = dict(self._minibatches)
+        policy, lessons = self._engine.policy, self._lessons
+        before = (self._asked, self._ahead, dict(self._minibatches), self._silent_rollouts, self._faults)
+        reference, judged, taught = policy.moved_reference, lessons and lessons.judged, lessons and lessons.updates
         try:
             yield
         except (RunStopped, Interrupted):
             self._asked, self._ahead, self._minibatches, self._silent_rollouts, self._faults = before
-            self._judged, self._engine.policy.moved_reference = judged, reference
-            self._taught_in_vain = self._reward_model is not None and self._reward_model.updates != updates
+            policy.moved_reference = reference
+            if lessons is not None:
+                lessons.judged = judged or ()
+                self._taught_in_vain = lessons.updates != taught
             raise
 
     def passed_over(self, count: int) -> Sequence[tuple[Group, str]]:
@@ -165,9 +163,8 @@ class Rollouts:
                 (folder / name).write_bytes(content)
             (folder / STATE).write_text(json.dumps(state) + "\n")
             self._engine.policy.save_reference(folder)
-            if self._reward_model is not None:
-                self._reward_model.save(folder)
-                save_groups(self._judged, folder / JUDGED)
+            if self._lessons is not None:
+                self._lessons.save(folder)
 
         return write
 
@@ -182,9 +179,8 @@ class Rollouts:
         if state["ahead"]:
             self._ahead = self._restored_ahead(state["ahead"], self._read(folder, "ahead"))
         self._engine.policy.restore_reference(folder)
-        if self._reward_model is not None:
-            self._reward_model.restore(folder)
-            self._judged = load_groups(folder / JUDGED)
+        if self._lessons is not None:
+            self._lessons.restore(folder)
 
     def _read(self, folder: Path, name: str) -> list[Placed]:
         """This process's share of the files that as many processes as there were have left."""
@@ -228,12 +224,12 @@ class Rollouts:
         times = {"time/sample_s": 0.0, "time/score_s": 0.0, "time/reference_s": 0.0}
         if self._ahead is None:
             self._publish(times)
-        learned = self._teach_reward_model(step, times)
-        judged_before = len(self._judged)
+        learned = self._teach(step, times)
+        judged_before = 0 if self._lessons is None else len(self._lessons.judged)
         scored: dict[int, ScoredGroup] = {}
         teaching, refills = 0, 0
         while True:
-            scored |= self._rewarded(self._round(wanted - teaching, times), times)
+            scored |= self._judged(self._round(wanted - teaching, times), times)
             (teaching,) = map(int, self._runtime.sums([sum(one.teaches(config.loss) for one in scored.values())]))
             if teaching >= wanted or refills == config.rollout.most_refills:
                 break
@@ -249,8 +245,8 @@ class Rollouts:
         if not self._sampler.exact:
             groups = (one.group for one in everything if one.group is not None)
             self._metrics |= sampler_gap(groups, self._runtime)
-        if self._reward_model is not None:
-            self._metrics |= judgement(self._judged[judged_before:], self._metrics)
+        if self._lessons is not None:
+            self._metrics |= judgement(self._lessons.judged[judged_before:], self._metrics)
         self._complain(step, everything, wanted, refills)
 
     def _round(self, count: int, times: dict[str, float]) -> dict[int, ScoredGroup]:
@@ -273,6 +269,24 @@ class Rollouts:
         if self._config.loss.sampler_cap is None and self._sampler.exact:
             scored = [_without_drawn_logp(one) for one in scored]
         return dict(zip(asked.prompts, scored, strict=True))
+
+    def _teach(self, step: int, times: dict[str, float]) -> dict[str, float]:
+        """Before the first step, and then after every so many: the reward model learns what the rewards said."""
+        if self._lessons is None or not self._lessons.are_due(step):
+            return {}
+        if step == 0:
+            self._lessons.note(self._round(self._lessons.first_prompts, times).values())
+        return self._lessons.teach(step)
+
+    def _judged(self, scored: dict[int, ScoredGroup], times: dict[str, float]) -> dict[int, ScoredGroup]:
+        """The same groups with the scores of the reward model, where there is one."""
+        if self._lessons is None:
+            return scored
+        self._lessons.note(scored.values())
+        started = time.perf_counter()
+        rescored = self._lessons.rescored(scored)
+        times["time/score_s"] += time.perf_counter() - started
+        return rescored
 
     def _next_prompts(self, count: int) -> dict[int, Prompt]:
         """This process's share of the next prompts, by their numbers."""
@@ -384,47 +398,6 @@ class Rollouts:
         self._silent_rollouts += 1
         if self._silent_rollouts % 10 == 1:
             self._log.say(f"warning: step {step + 1}: {text}")
-
-    # --- the reward model that learns on the way
-
-    def _teach_reward_model(self, step: int, times: dict[str, float]) -> dict[str, float]:
-        """Before the first step, and then after every so many: let the reward model learn what the rewards said."""
-        section = self._config.reward_model
-        if self._reward_model is None or section is None or step % section.every:
-            return {}
-        if step == 0:
-            self._judge(self._round(section.first_prompts, times).values())
-        started = time.perf_counter()
-        update = self._reward_model.update(self._judged, tokens_per_forward=self._config.run.tokens_per_forward)
-        times["time/reward_model_s"] = time.perf_counter() - started
-        self._judged = []
-        if update is None:
-            why = "no answers of different reward, so the reward model learned nothing"
-            self._log.say(f"warning: step {step + 1}: {why}")
-            return {}
-        return {
-            "reward_model/accuracy": update.accuracy,
-            "reward_model/loss": update.loss,
-            "reward_model/pairs": update.pairs,
-            "reward_model/replayed": update.replayed,
-        }
-
-    def _judge(self, scored: Iterable[ScoredGroup]) -> None:
-        """Keep what the rewards said, on every process, for the next lesson of the reward model."""
-        everyones = self._runtime.gather([None if one.group is None else bare(one.group) for one in scored])
-        self._judged += [group for group in everyones if group is not None]
-
-    def _rewarded(self, scored: dict[int, ScoredGroup], times: dict[str, float]) -> dict[int, ScoredGroup]:
-        """The same groups with the scores of the reward model, where there is one."""
-        model, tokens = self._reward_model, self._config.run.tokens_per_forward
-        if model is None:
-            return scored
-        self._judge(scored.values())
-        started = time.perf_counter()
-        groups = [one.group for one in scored.values() if one.group is not None]
-        own = iter(self._runtime.together(lambda: model.score(groups, tokens_per_forward=tokens)))
-        times["time/score_s"] += time.perf_counter() - started
-        return {n: one if one.group is None else with_outcomes(one, next(own)) for n, one in scored.items()}
 
 
 def _named(name: str, contents: Sequence[bytes]) -> dict[str, bytes]:
