@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import torch
 
 from groupwise.batch import pack
-from groupwise.groups import Group
+from groupwise.groups import Group, named
 from groupwise.model.engine import LogprobEngine
+from groupwise.model.head import beyond_rounding
 from groupwise.train.runtime import Runtime
 
 _LOOKED_AT = 4  # groups
@@ -28,19 +29,19 @@ def check_sampler(engine: LogprobEngine, groups: Sequence[Group], runtime: Runti
 
 
 def _compare_sampler(engine: LogprobEngine, groups: Sequence[Group], temperature: float) -> None:
-    for group in groups:
-        batch = pack([group]).to(engine.policy.device)
-        with torch.no_grad():
-            logp_T = engine.score(batch, temperature=temperature).logp_T
-        assert batch.sampled_logp_T is not None
-        gap = (logp_T.cpu() - batch.sampled_logp_T.cpu()).abs().max().item()
-        allowed = engine.rounding * max(1.0, logp_T.abs().max().item())
-        if not gap <= allowed:
-            raise RuntimeError(
-                f"{group.key}: sampler and engine differ by {gap:.3g} nats in a token's log-prob (allowed "
-                f"{allowed:.1g}), so ratios would be wrong; --model.attention repeat avoids the shared prompts, "
-                "which may be the cause"
-            )
+    if not groups:
+        return
+    batch = pack(groups).to(engine.policy.device)
+    with torch.no_grad():
+        logp_T = engine.score(batch, temperature=temperature).logp_T
+    assert batch.sampled_logp_T is not None
+    gap = beyond_rounding(logp_T, batch.sampled_logp_T, rounding=engine.rounding)
+    if gap is not None:
+        raise RuntimeError(
+            f"{named(groups)}: sampler and engine differ by {gap:.3g} nats in a token's log-prob, which is more than "
+            "rounding, so ratios would be wrong; --model.attention repeat avoids the shared prompts, which may be the "
+            "cause"
+        )
 
 
 def check_reference(engine: LogprobEngine, groups: Sequence[Group], runtime: Runtime) -> None:
@@ -56,10 +57,9 @@ def _compare_reference(engine: LogprobEngine, groups: Sequence[Group]) -> None:
         return
     batch = pack(groups)
     assert batch.sampled_logp_T is not None and batch.reference_logp_T is not None
-    gap = (batch.sampled_logp_T - batch.reference_logp_T).abs().max().item()
-    allowed = engine.rounding * max(1.0, batch.reference_logp_T.abs().max().item())
-    if not gap <= allowed:
+    gap = beyond_rounding(batch.sampled_logp_T, batch.reference_logp_T, rounding=engine.rounding)
+    if gap is not None:
         raise RuntimeError(
-            f"before the first step policy and reference differ by {gap:.3g} nats in a token's log-prob (allowed "
-            f"{allowed:.1g}); the KL would not start at 0"
+            f"before the first step policy and reference differ by {gap:.3g} nats in a token's log-prob, which is more "
+            "than rounding; the KL would not start at 0"
         )
