@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,15 +160,16 @@ def assert_equal_to_rounding(one: Path, other: Path) -> None:
             assert figures[1][part][name]["value"] == pytest.approx(figure["value"], rel=1e-2, abs=2e-2), name
 
 
-def assert_goes_on_after_kills(site: Site) -> None:
-    """With as many processes to the same bytes, with fewer or more to rounding."""
+def assert_goes_on_after_kills(site: Site, others: Sequence[tuple[int, int]] = ((2, 1), (1, 2))) -> None:
+    """With as many processes to the same bytes, with fewer or more, before and after, to rounding."""
     straight = site.run("straight", 2)
     site.killed("same", 2)
     again = site.run("same", 2)
     assert what_was_seen(straight) == what_was_seen(again)
     for name, value in weights(straight).items():
         assert torch.equal(weights(again)[name], value), f"{name}: the same number of processes gives the same bytes"
-    for runs, before, after in (("fewer", 2, 1), ("more", 1, 2)):
+    for before, after in others:
+        runs = f"{before}-then-{after}"
         site.killed(runs, before)
         assert_equal_to_rounding(straight, site.run(runs, after))
 
@@ -227,7 +229,7 @@ def test_a_run_killed_within_a_rollout_goes_on_with_what_each_process_held(
     site = Site(tmp_path, tiny_model, "grpo_halfway", sharding, "adapter")
     site.replace("tokens_per_forward: 300", "tokens_per_forward: 12")
     one = site.run("one", 1)
-    assert_goes_on_after_kills(site)
+    assert_goes_on_after_kills(site, ((2, 1), (1, 3), (3, 2)))
     assert_equal_to_rounding(one, tmp_path / "straight" / "run")
 
 

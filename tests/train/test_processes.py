@@ -135,12 +135,13 @@ def test_a_whole_run_is_the_same_to_rounding(tiny_model: Path, tmp_path: Path, u
 
 
 @pytest.mark.distributed
-def test_all_processes_skip_and_stop_together(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("held", [(), ("--run.sharding", "fsdp2"), ("--run.sharding", "fsdp2", "--lora", "null")])
+def test_all_processes_skip_and_stop_together(tiny_model: Path, tmp_path: Path, held: tuple[str, ...]) -> None:
     """A step that is infinite in one process's share is skipped by all: none waits for another for ever."""
     arguments = small_run(tmp_path, tiny_model, "runs")
     skip = ["--run.on_not_finite", "skip", "--run.most_skipped_steps", "1", "--rollout.updates", "3"]
     explode = ["--optimizer.learning_rate", "1e30", "--optimizer.warmup_steps", "0"]
-    said = run_processes(2, [*arguments, *skip, *explode], exit_code=3)
+    said = run_processes(2, [*arguments, *held, *skip, *explode], exit_code=3)
     assert "the step is skipped" in said and "step 3" in said and "newest checkpoint is" in said
     assert len(list((tmp_path / "runs" / "run" / "not-finite").iterdir())) == 2
 
