@@ -194,7 +194,7 @@ def _check_loss(
     if config.loss.needs_reference:
         part = reference_logprobs(engine, part, tokens_per_forward=tokens)
         try:
-            check_start(objective, engine, part, runtime)
+            check_start(objective, engine, part, runtime, tokens_per_forward=tokens)
             report.ok("policy and reference are equal before the first step, and the loss is what its formula gives")
         except RuntimeError as error:
             report.error(f"{error}; try model.attention repeat")

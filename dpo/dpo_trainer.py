@@ -3,7 +3,7 @@
 Knows no file formats (dpo/formats.py), no formula (dpo/losses/) and no loop (groupwise/train/).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -23,7 +23,7 @@ from groupwise.observe.figure import learning_curve
 from groupwise.observe.progress import make_progress
 from groupwise.report.renew import renew_report
 from groupwise.train.interrupt import StopSignals
-from groupwise.train.loop import FitResult, fit
+from groupwise.train.loop import FitResult, Judging, Watch, fit
 from groupwise.train.offenders import keep_offenders
 from groupwise.train.reference_cache import cached_reference
 from groupwise.train.run import Run, open_run
@@ -58,24 +58,29 @@ def train(config: DpoConfig, *, console: Console | None = None) -> RunFolder:
         return folder
     with run:
         prepared = prepare(config, run.runtime)
-        run.begin(config, prepared.notes)
-        base_model = prepared.engine.policy.base_fingerprint()  # reads all weights, so once
-        result = _learn(config, prepared, base_model, run)
-        _finish(config, prepared, base_model, result, run)
+        identity = {
+            "base model": prepared.engine.policy.base_fingerprint(),  # reads all weights, so once
+            "training data": fingerprint(prepared.train, scores=True),
+            "held-out data": fingerprint(prepared.heldout, scores=True),
+        }
+        run.begin(config, identity, prepared.notes)
+        result = _learn(config, prepared, identity, run)
+        _finish(config, prepared, identity["base model"], result, run)
     return folder
 
 
-def _learn(config: DpoConfig, prepared: Prepared, base_model: str, run: Run) -> FitResult:
+def _learn(config: DpoConfig, prepared: Prepared, identity: Mapping[str, str], run: Run) -> FitResult:
     """Reference pass, where the objective reads one, and training."""
     engine, section = prepared.engine, config.run
     objective = DpoObjective.of(config.loss)
     trained, heldout = prepared.train, prepared.heldout
     if config.loss.needs_reference:
+        base_model, tokens = identity["base model"], section.tokens_per_forward
         heldout = _with_reference("heldout", heldout, config, prepared, base_model, run)
-        check_start(objective, engine, heldout[:8], run.runtime)
+        check_start(objective, engine, heldout[:8], run.runtime, tokens_per_forward=tokens)
         if config.loss.reference == "frozen":
             trained = _with_reference("train", trained, config, prepared, base_model, run)
-            check_start(objective, engine, trained[:8], run.runtime)
+            check_start(objective, engine, trained[:8], run.runtime, tokens_per_forward=tokens)
     source: GroupSource = EpochSource(
         trained,
         groups_per_step=section.groups_per_step,
@@ -98,24 +103,24 @@ def _learn(config: DpoConfig, prepared: Prepared, base_model: str, run: Run) -> 
         run=section,
         runtime=run.runtime,
         folder=run.folder,
-        progress=progress,
-        title=f"DPO of {config.model.path}",
-        evaluate=lambda step: evaluate(
-            engine,
-            held_out,
-            run.runtime,
-            lambda: path_figures(config, engine, prepared.encoder, heldout, prepared.score, run.runtime),
+        identity=identity,
+        judging=Judging(
+            evaluate=lambda step: evaluate(
+                engine,
+                held_out,
+                run.runtime,
+                lambda: path_figures(config, engine, prepared.encoder, heldout, prepared.score, run.runtime),
+            ),
+            every=config.eval.every,
+            evaluated=lambda: renew_report(section, lambda: record(run.folder, config), run.say),
+            best=WATCHED.held_out.removeprefix("eval/"),
         ),
-        evaluate_every=config.eval.every,
-        evaluated=lambda: renew_report(section, lambda: record(run.folder, config), run.say),
-        identity={
-            "base model": base_model,
-            "training data": fingerprint(trained, scores=True),
-            "held-out data": fingerprint(heldout, scores=True),
-        },
-        alarms=Alarms(config.alarms, watched(config.loss)),
-        best=WATCHED.held_out.removeprefix("eval/"),
-        stop=StopSignals(progress.line),
+        watch=Watch(
+            progress=progress,
+            title=f"DPO of {config.model.path}",
+            alarms=Alarms(config.alarms, watched(config.loss)),
+            stop=StopSignals(progress.line),
+        ),
     )
 
 
@@ -134,9 +139,11 @@ def _with_reference(
             runtime=run.runtime,
         )
     except NotFinite as fault:
-        file = keep_offenders(run.folder.not_finite, f"reference-{name}", 0, fault.groups, prepared.encoder.decode)
+        text = keep_offenders(
+            fault, run.folder.not_finite, f"reference-{name}", 0, prepared.encoder.decode, run.runtime
+        )
         raise RunStopped(
-            f"{name}: {fault}; these are in {file}\nthe base model {config.model.path} cannot read these rows: "
+            f"{name}: {text}\nthe base model {config.model.path} cannot read these rows: "
             "leave them out, or use another model or model.dtype"
         ) from fault
     where = "read from" if found else "computed and kept in"

@@ -25,13 +25,14 @@ from groupwise.data.text import TextEncoder
 from groupwise.errors import exit_with_user_errors
 from groupwise.groups import Group, NotFinite, forward_tokens
 from groupwise.model.drawing import SamplingParams
-from groupwise.model.engine import LogprobEngine, reference_logprobs, sequence_logratios
+from groupwise.model.engine import LogprobEngine, sequence_logratios
 from groupwise.model.sampling import sample_completions
 from groupwise.observe.heldout import Evaluation
 from groupwise.observe.samples import read_samples
 from groupwise.observe.statistics import mean_interval, share_interval
 from groupwise.rewards.load import Score
-from groupwise.train.run import restore_trained
+from groupwise.train.reference_cache import shared_reference
+from groupwise.train.run import judging_runtime, restore_trained
 from groupwise.train.run_folder import RunFolder, write_json, write_text
 from groupwise.train.runtime import Runtime
 from groupwise.train.summary import Figures, as_json, print_figures
@@ -306,9 +307,7 @@ def before_and_after(
     tokens = config.run.tokens_per_forward
     scored: Sequence[Group] = heldout
     if config.loss.needs_reference:
-        scored = runtime.divided(
-            heldout, lambda part: reference_logprobs(engine, part, tokens_per_forward=tokens), forward_tokens
-        )
+        scored = shared_reference(engine, heldout, tokens_per_forward=tokens, runtime=runtime)
     held_out = HeldOut(scored, DpoObjective.of(config.loss), tokens_per_forward=tokens)
     prompts = _distinct_prompts(heldout)[: config.eval.prompts]
     n = config.eval.samples_per_prompt
@@ -346,9 +345,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("run", type=Path, help="the run's folder, such as runs/dpo-reviews")
     folder = RunFolder.finished(parser.parse_args(argv).run)
     config = load_config(DpoConfig, folder.config)
-    runtime = Runtime(mixed_precision=config.run.mixed_precision)
+    runtime = judging_runtime(config.run)
     prepared = prepare(config, runtime)
-    summary = restore_trained(prepared.engine.policy, folder, model_path=config.model.path)
+    summary = restore_trained(prepared.engine.policy, folder, config.model)
     compared = before_and_after(
         config, prepared.engine, prepared.encoder, prepared.heldout, prepared.score, runtime, folder=folder
     )

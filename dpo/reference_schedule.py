@@ -34,6 +34,7 @@ class MovingReference:
         self._engine = engine
         self._runtime = runtime
         self._tokens_per_forward = tokens_per_forward
+        self._moved_early = False  # the reference has moved for a step whose groups were not handed out
 
     @property
     def total_steps(self) -> int:
@@ -41,13 +42,16 @@ class MovingReference:
 
     def share(self, step: int) -> StepShare:
         """The groups of the step under the reference as it is then. Raises NotFinite on all processes."""
-        if mix := self._loss.reference_moves(step):
-            self._engine.policy.move_reference(mix)
         share = self._source.share(step)
+        if mix := self._loss.reference_moves(step):
+            self._moved_early = True
+            self._engine.policy.move_reference(mix)
         tokens = self._tokens_per_forward
-        return share.replace_groups(
+        found = share.replace_groups(
             self._runtime.together(lambda: reference_logprobs(self._engine, share.groups, tokens_per_forward=tokens))
         )
+        self._moved_early = False
+        return found
 
     def passed_over(self, count: int) -> Sequence[tuple[Group, str]]:
         return self._source.passed_over(count)
@@ -55,8 +59,11 @@ class MovingReference:
     def metrics(self) -> Mapping[str, float]:
         return self._source.metrics()
 
-    def collect(self) -> Callable[[Path], None]:
+    def collect(self) -> Callable[[Path], None] | None:
+        """None where a step failed after the reference had moved for it: it would move once more."""
         write = self._source.collect()
+        if write is None or self._moved_early:
+            return None
 
         def write_both(folder: Path) -> None:
             write(folder)

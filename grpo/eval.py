@@ -25,9 +25,8 @@ from groupwise.observe.statistics import mean_interval, share_interval
 from groupwise.rewards.answers import marked_answer, number_of
 from groupwise.rewards.protocol import Answer
 from groupwise.rewards.scorer import Scorer
-from groupwise.train.run import restore_trained, say
+from groupwise.train.run import judging_runtime, restore_trained, say
 from groupwise.train.run_folder import RunFolder, write_json, write_text
-from groupwise.train.runtime import Runtime
 from groupwise.train.summary import Figures, as_json, print_figures
 from grpo.answering import as_answers, draw_answers
 from grpo.config import GrpoConfig
@@ -317,11 +316,11 @@ def main(argv: Sequence[str]) -> None:
     folder = RunFolder.finished(parser.parse_args(argv).run)
     config = load_config(GrpoConfig, folder.config)
     with Scorer(config.rewards, config.scoring) as scorer:
-        runtime = Runtime(mixed_precision=config.run.mixed_precision)
+        runtime = judging_runtime(config.run)
         console = Console(quiet=not runtime.is_main)
         faults = FaultLog(folder.faults, lambda line: say(console, line), writes=runtime.is_main)
         prepared = prepare(config, scorer, runtime, faults)
-        summary = restore_trained(prepared.engine.policy, folder, model_path=config.model.path)
+        summary = restore_trained(prepared.engine.policy, folder, config.model)
         judged = before_and_after(config, prepared, scorer, folder=folder)
     if runtime.is_main:
         summary |= judged.as_dict(folder, [alarm["name"] for alarm in summary["alarms"]])

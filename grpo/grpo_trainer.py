@@ -7,7 +7,7 @@ Knows no file formats (grpo/dataset_utils.py), no formula (grpo/losses/), no sam
 import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
@@ -20,7 +20,7 @@ from groupwise.observe.progress import Progress, make_progress
 from groupwise.report.renew import renew_report
 from groupwise.rewards.scorer import Scorer
 from groupwise.train.interrupt import StopSignals
-from groupwise.train.loop import FitResult, fit
+from groupwise.train.loop import FitResult, Judging, Watch, fit
 from groupwise.train.run import Run, open_run
 from groupwise.train.run_folder import RunFolder, write_json
 from groupwise.train.summary import print_figures, print_health, run_facts, stored_figures
@@ -69,10 +69,16 @@ def train(config: GrpoConfig, *, console: Console | None = None) -> RunFolder:
             config, prepared.engine, prepared.encoder.stop_ids, prepared.train, run.runtime, progress.line
         )
         reward_model = load_reward_model(config, prepared.engine.policy, run.runtime)
-        run.begin(config, [*prepared.notes, *about_servers])
-        base_model = prepared.engine.policy.base_fingerprint()  # reads all weights, so once
+        identity = {
+            "base model": prepared.engine.policy.base_fingerprint(),  # reads all weights, so once
+            "training data": _fingerprint(prepared.train),
+            "held-out data": _fingerprint(prepared.heldout),
+            "file of a reward": scorer.fingerprint(),
+            "model of the reward model": "" if reward_model is None else reward_model.base_fingerprint(),
+        }
+        run.begin(config, identity, [*prepared.notes, *about_servers])
         with contextlib.closing(sampler):
-            result, fault_count = _learn(config, prepared, base_model, scorer, sampler, reward_model, progress, run)
+            result, fault_count = _learn(config, prepared, identity, scorer, sampler, reward_model, progress, run)
         prepared.engine.policy.save(folder.adapter, writes=run.runtime.is_main)
         judged = before_and_after(config, prepared, scorer, folder=folder)
         if run.runtime.is_main:
@@ -81,7 +87,7 @@ def train(config: GrpoConfig, *, console: Console | None = None) -> RunFolder:
                 result,
                 attention=prepared.engine.method,
                 seed=config.run.seed,
-                base_model=base_model,
+                base_model=identity["base model"],
                 sources=(*config.data.train, *config.data.heldout),
                 reports={part: report.as_dict() for part, report in prepared.reports.items()},
             )
@@ -96,7 +102,7 @@ def train(config: GrpoConfig, *, console: Console | None = None) -> RunFolder:
 def _learn(
     config: GrpoConfig,
     prepared: Prepared,
-    base_model: str,
+    identity: Mapping[str, str],
     scorer: Scorer,
     sampler: Sampler,
     reward_model: RewardModel | None,
@@ -132,21 +138,19 @@ def _learn(
         run=config.run,
         runtime=run.runtime,
         folder=run.folder,
-        progress=progress,
-        title=f"GRPO of {config.model.path}",
-        evaluate=lambda step: evaluate(config, prepared, scorer),
-        evaluate_every=config.eval.every,
-        evaluated=lambda: renew_report(config.run, lambda: record(run.folder, config), progress.line),
-        identity={
-            "base model": base_model,
-            "training data": _fingerprint(prepared.train),
-            "held-out data": _fingerprint(prepared.heldout),
-            "file of a reward": scorer.fingerprint(),
-            "model of the reward model": "" if reward_model is None else reward_model.base_fingerprint(),
-        },
-        alarms=Alarms(config.alarms, WATCHED),
-        best=WATCHED.held_out.removeprefix("eval/"),
-        stop=stop,
+        identity=identity,
+        judging=Judging(
+            evaluate=lambda step: evaluate(config, prepared, scorer),
+            every=config.eval.every,
+            evaluated=lambda: renew_report(config.run, lambda: record(run.folder, config), progress.line),
+            best=WATCHED.held_out.removeprefix("eval/"),
+        ),
+        watch=Watch(
+            progress=progress,
+            title=f"GRPO of {config.model.path}",
+            alarms=Alarms(config.alarms, WATCHED),
+            stop=stop,
+        ),
     )
     return result, source.faults
 

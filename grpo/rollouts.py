@@ -141,8 +141,10 @@ class Rollouts:
 
     # --- in checkpoints
 
-    def collect(self) -> Callable[[Path], None]:
-        """Collect on the main process what others hold of the rollout."""
+    def collect(self) -> Callable[[Path], None] | None:
+        """Collect on the main process what others hold of the rollout; None after a reward model learned in vain."""
+        if self._taught_in_vain:
+            return None
         files: dict[str, bytes] = {}
         for number, share in self._minibatches.items():
             files |= _named(f"rollout-{number}", self._runtime.to_main(packed(share.parts)))

@@ -198,7 +198,7 @@ def die_at(operation: int, note: Path, program: str, arguments: list[str]) -> No
     from groupwise.train import checkpoint, checkpoint_keeper
 
     inside, seen, per_save = False, 0, list[int]()
-    save_checkpoint = checkpoint_keeper.save_checkpoint
+    write_checkpoint = checkpoint_keeper.write_checkpoint
     delete_old = checkpoint_keeper.delete_old
 
     def reached() -> bool:
@@ -224,22 +224,22 @@ def die_at(operation: int, note: Path, program: str, arguments: list[str]) -> No
         nonlocal inside
         before, inside = seen, True
         try:
-            return save_checkpoint(*args, **options)
+            return write_checkpoint(*args, **options)
         finally:
             inside = False
             per_save.append(seen - before)
             note.write_text(" ".join(map(str, per_save)))
 
-    def deleting(*args: Any, **options: Any) -> None:
+    def deleting(*args: Any, **options: Any) -> Any:
         nonlocal inside
         inside = True
         try:
-            delete_old(*args, **options)
+            return delete_old(*args, **options)
         finally:
             inside = False
 
     checkpoint.save_file = half_written
-    checkpoint_keeper.save_checkpoint = saving
+    checkpoint_keeper.write_checkpoint = saving
     checkpoint_keeper.delete_old = deleting
     sys.addaudithook(watch)
     main_of = {"dpo/train_dpo.py": "dpo.train_dpo", "grpo/train_grpo.py": "grpo.train_grpo"}[program]

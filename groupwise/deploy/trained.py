@@ -47,7 +47,7 @@ def load_trained(folder: RunFolder, config: TrainedConfig) -> Trained:
     quiet_libraries()
     runtime = Runtime(mixed_precision=config.run.mixed_precision)
     policy = Policy.load(config.model, config.lora, seed=config.run.seed, device=runtime.device)
-    return Trained(policy, runtime, restore_trained(policy, folder, model_path=config.model.path))
+    return Trained(policy, runtime, restore_trained(policy, folder, config.model))
 
 
 def held_out_samples(folder: RunFolder) -> list[HeldOutSample]:

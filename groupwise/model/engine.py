@@ -289,18 +289,21 @@ def sequence_logratios(
 
 
 @torch.no_grad()
-def starting_gap(engine: LogprobEngine, groups: Sequence[Group]) -> tuple[float, float]:
-    """Largest difference, in nats, between a token's log-prob under the policy and its `reference_logp`, and what
-    rounding allows. Before the first step policy and reference are the same function, so the first must not exceed
-    the second.
+def policy_beside_reference(
+    engine: LogprobEngine, groups: Sequence[Group], *, tokens_per_forward: int
+) -> tuple[Tensor, Tensor]:
+    """Log-prob of every completion token under the policy, and its `reference_logp` (two [T], on the CPU).
+
+    Raises ValueError where groups have none.
     """
-    batch = pack(groups).to(engine.policy.device)
-    if batch.reference_logp_T is None:
-        raise ValueError("groups need their reference log-probs")
-    logp_T = engine.score(batch).logp_T
-    gap = (logp_T - batch.reference_logp_T).abs().max().item()
-    # A cached pass may have cut the data into other rows, whose sums round differently.
-    return gap, engine.rounding * max(1.0, logp_T.abs().max().item())
+    ours, theirs = list[Tensor](), list[Tensor]()
+    for part in split_by_tokens(cut_groups(groups, tokens_per_forward), tokens_per_forward):
+        batch = pack(part)
+        if batch.reference_logp_T is None:
+            raise ValueError("groups need their reference log-probs")
+        theirs.append(batch.reference_logp_T)
+        ours.append(engine.score(batch.to(engine.policy.device)).logp_T.cpu())
+    return torch.cat(ours), torch.cat(theirs)
 
 
 def with_reference(groups: Sequence[Group], logps: Sequence[Tensor]) -> list[Group]:

@@ -12,10 +12,10 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -53,32 +53,56 @@ class Position:
     best_value: float | None = None
 
 
-def save_checkpoint(
+@dataclass(frozen=True, slots=True)
+class Generators:
+    """States of the global generators: nothing of ours draws from them, but a reward or a model may."""
+
+    tensors: Mapping[str, Tensor]
+    python: Any
+
+    @classmethod
+    def now(cls) -> Self:
+        """As they are; a copy."""
+        return cls(_generator_states(), random.getstate())
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What training made, whole and on the CPU: weights by name, and optimizer state by `name/quantity`."""
+
+    weights: Mapping[str, Tensor]
+    moments: Mapping[str, Tensor]
+
+
+def whole_state(parameters: Mapping[str, nn.Parameter], optimizer: Optimizer, *, kept: bool) -> Trained:
+    """Weights and optimizer state as files hold them.
+
+    Where they are spread over processes all of them call. One that has not `kept` them gets none, and holds one tensor
+    at a time on the way.
+    """
+    moments = _optimizer_tensors(optimizer, names_by_index(optimizer, parameters))
+    return Trained(_taken(parameters.items(), kept=kept), _taken(moments, kept=kept))
+
+
+def write_checkpoint(
     folder: Path,
     position: Position,
-    *,
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: Optimizer,
+    trained: Trained,
+    generators: Generators,
     more: Iterable[Callable[[Path], None]] = (),
-    writes: bool = True,
 ) -> Path:
     """Write `folder/step-000100` and return it; a checkpoint of that step that is already there is replaced.
 
-    Each of `more` is called with the folder and may write files of its own into it. Where weights are spread over
-    processes all of them must call, and one `writes`.
+    Each of `more` is called with the folder and may write files of its own into it.
     """
     target = folder / step_name(position.step)
-    weights = {name: _on_disk(p) for name, p in parameters.items()}
-    moments = _optimizer_tensors(optimizer, names_by_index(optimizer, parameters))
-    if not writes:
-        return target
     aside = folder / f".writing-{target.name}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_file(weights, aside / "weights.safetensors")
-    save_file(moments, aside / "optimizer.safetensors")
-    save_file(_generator_states(), aside / "generators.safetensors")
-    state = {**dataclasses.asdict(position), "python_random": _jsonable(random.getstate())}
+    save_file(dict(trained.weights), aside / "weights.safetensors")
+    save_file(dict(trained.moments), aside / "optimizer.safetensors")
+    save_file(dict(generators.tensors), aside / "generators.safetensors")
+    state = {**dataclasses.asdict(position), "python_random": _jsonable(generators.python)}
     (aside / "state.json").write_text(json.dumps(state, indent=2) + "\n")
     for write in more:
         write(aside)
@@ -93,76 +117,68 @@ def save_checkpoint(
     return target
 
 
-def load_checkpoint(checkpoint: Path, *, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> Position:
-    """Put weights, optimizer state and random generators back as they were; returns where the run stood.
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What the files of a checkpoint hold of training and of the global generators."""
 
-    Raises UserError when the files are whole but are not those of this run.
-    """
+    checkpoint: Path
+    position: Position
+    trained: Trained
+    generators: Generators
+
+    def put_back(self, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> Position:
+        """Make weights, optimizer state and random generators what they were; returns where the run stood.
+
+        Where weights are spread over processes all of them call. Raises UserError as `read_checkpoint` does.
+        """
+        try:
+            assign_weights(self.trained.weights, parameters)
+            _restore_optimizer(optimizer, parameters, self.trained.moments)
+            _restore_generators(self.generators)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise _foreign(self.checkpoint, error) from error
+        return self.position
+
+
+def read_checkpoint(checkpoint: Path, parameters: Mapping[str, nn.Parameter]) -> Contents:
+    """What the files hold. Raises UserError when they are whole but are not those of a run that trains `parameters`."""
     try:
-        load_weights(checkpoint, parameters)
-        _restore_optimizer(optimizer, parameters, load_file(checkpoint / "optimizer.safetensors"))
+        weights = read_weights(checkpoint, parameters)
+        moments = load_file(checkpoint / "optimizer.safetensors")
         state = json.loads((checkpoint / "state.json").read_text())
-        _restore_generators(load_file(checkpoint / "generators.safetensors"), state["python_random"])
-        return Position(**{field.name: state[field.name] for field in dataclasses.fields(Position)})
-    except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
-        raise UserError(
-            f"{checkpoint}: is no checkpoint of this run: {type(error).__name__}: {error}; delete it, and the one "
-            "before it is used"
-        ) from error
+        return Contents(
+            checkpoint,
+            Position(**{field.name: state[field.name] for field in dataclasses.fields(Position)}),
+            Trained(weights, moments),
+            Generators(load_file(checkpoint / "generators.safetensors"), state["python_random"]),
+        )
+    except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
+        raise _foreign(checkpoint, error) from error
 
 
-def load_weights(checkpoint: Path, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Put the weights of a checkpoint into the parameters; raises ValueError when it holds others."""
+def _foreign(checkpoint: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{checkpoint}: is no checkpoint of this run: {type(error).__name__}: {error}; delete it, and the one before "
+        "it is used"
+    )
+
+
+def read_weights(checkpoint: Path, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The weights of a checkpoint, whole; raises ValueError when it holds others than `parameters`."""
     weights = load_file(checkpoint / "weights.safetensors")
     if set(weights) != set(parameters):
         raise ValueError("it holds other parameters than this model trains")
+    return weights
+
+
+def assign_weights(weights: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    """Put whole weights into the parameters; where these are spread over processes all of them call."""
     for name, p in parameters.items():
         assign(p, weights[name])
 
 
-def is_complete(checkpoint: Path) -> bool:
-    """Whether the folder is there and its manifest verifies."""
-    return checkpoint.is_dir() and _fault(checkpoint) is None
-
-
-def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose manifest verifies, and a line about each newer one that was passed over."""
-    passed_over: list[str] = []
-    for checkpoint in _newest_first(folder):
-        fault = _fault(checkpoint)
-        if fault is None:
-            return checkpoint, passed_over
-        passed_over.append(f"{checkpoint}: passed over, {fault}")
-    return None, passed_over
-
-
-def delete_old(folder: Path, keep: int, *, best: int | None = None) -> None:
-    """Keep the newest `keep` checkpoints that verify and that of step `best`; delete the others, and leftovers."""
-    complete = [checkpoint for checkpoint in _newest_first(folder) if _fault(checkpoint) is None]
-    kept = {*complete[:keep], *(checkpoint for checkpoint in complete if checkpoint.name == step_name(best))}
-    for checkpoint in set(_newest_first(folder)) - kept:
-        shutil.rmtree(checkpoint)
-    for leftover in folder.glob(".writing-*"):
-        shutil.rmtree(leftover)
-
-
-def step_name(step: int | None) -> str:
-    """Name of a step's checkpoint.
-
-    >>> step_name(100)
-    'step-000100'
-    """
-    return "" if step is None else f"step-{step:06d}"
-
-
-def _newest_first(folder: Path) -> list[Path]:
-    """The folders that are named like checkpoints; what a link points to was not written by a run."""
-    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and not path.is_symlink()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
-
-
-def _fault(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint on disk, or None."""
+def fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint on disk, or None; reads all of it."""
     try:
         manifest: dict[str, str] = dict(json.loads((checkpoint / MANIFEST).read_text()))
     except (OSError, ValueError, TypeError):
@@ -182,19 +198,78 @@ def _fault(checkpoint: Path) -> str | None:
     return None
 
 
-def _optimizer_tensors(optimizer: Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
-    """Optimizer state as `parameter/quantity` tensors."""
+Fault = Callable[[Path], str | None]
+"""Like `fault`, which reads all of a checkpoint; whoever has done so before may know without."""
+
+
+def newest_complete(folder: Path, fault: Fault = fault) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose manifest verifies, and a line about each newer one that was passed over."""
+    passed_over: list[str] = []
+    for checkpoint in newest_first(folder):
+        found = fault(checkpoint)
+        if found is None:
+            return checkpoint, passed_over
+        passed_over.append(f"{checkpoint}: passed over, {found}")
+    return None, passed_over
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The folders that are named like checkpoints, unread; what a link points to was not written by a run."""
+    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and not path.is_symlink()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def delete_old(folder: Path, keep: int, *, best: int | None = None, fault: Fault = fault) -> list[str]:
+    """Keep the newest `keep` checkpoints that verify and that of step `best`; delete the others, and leftovers.
+
+    Returns what the disk did not let go, a line for each; it is tried again next time.
+    """
+    newest, stays = 0, set[Path]()
+    for checkpoint in newest_first(folder):
+        is_best = checkpoint.name == step_name(best)
+        if (newest < keep or is_best) and fault(checkpoint) is None:
+            newest += 1
+            stays.add(checkpoint)
+    problems: list[str] = []
+    for path in (*(one for one in newest_first(folder) if one not in stays), *folder.glob(".writing-*")):
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            problems.append(f"{path} could not be deleted: {error}")
+    return problems
+
+
+def step_name(step: int | None) -> str:
+    """Name of a step's checkpoint.
+
+    >>> step_name(100)
+    'step-000100'
+    """
+    return "" if step is None else f"step-{step:06d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's name says."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _optimizer_tensors(optimizer: Optimizer, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+    """Optimizer state by `parameter/quantity`, each as this process holds it."""
     state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
-    return {
-        f"{names[index]}/{quantity}": _on_disk(torch.as_tensor(value))
-        for index, quantities in state.items()
-        for quantity, value in quantities.items()
-    }
+    for index, quantities in state.items():
+        for quantity, value in quantities.items():
+            yield f"{names[index]}/{quantity}", torch.as_tensor(value)
 
 
-def _on_disk(value: Tensor) -> Tensor:
-    """All of a tensor, as files hold it."""
-    return whole_tensor(value).detach().cpu().contiguous()
+def _taken(tensors: Iterable[tuple[str, Tensor]], *, kept: bool) -> dict[str, Tensor]:
+    """All of each tensor on the CPU; none where they are not kept, for whoever only does its part for the others."""
+    found: dict[str, Tensor] = {}
+    for name, value in tensors:
+        if kept:
+            found[name] = whole_tensor(value).detach().cpu().contiguous()
+        else:
+            whole_tensor(value)
+    return found
 
 
 def _restore_optimizer(
@@ -210,7 +285,7 @@ def _restore_optimizer(
 
 
 def _generator_states() -> dict[str, Tensor]:
-    """Global generators: nothing of ours draws from them, but a reward or a model may."""
+    """Those of PyTorch and NumPy."""
     _, keys, position, has_gauss, cached = cast(
         tuple[str, NDArray[np.uint32], int, int, float], np.random.get_state(legacy=True)
     )
@@ -225,12 +300,13 @@ def _generator_states() -> dict[str, Tensor]:
     return states
 
 
-def _restore_generators(states: Mapping[str, Tensor], python_random: Any) -> None:
+def _restore_generators(generators: Generators) -> None:
+    states = generators.tensors
     torch.set_rng_state(states["torch_cpu"])
     position, has_gauss = states["numpy_position"].tolist()
     keys = states["numpy_keys"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, position, has_gauss, states["numpy_cached"].item()))
-    version, numbers, gauss = python_random
+    version, numbers, gauss = generators.python
     random.setstate((version, tuple(numbers), gauss))
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):

@@ -3,6 +3,7 @@
 Knows nothing about loops: it keeps the wish, and whoever holds it asks.
 """
 
+import queue
 import signal
 import threading
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LAST_WORDS = 2.0  # s that the end of the block waits for a line that nobody reads
 
 
 class StopSignals:
@@ -21,8 +23,8 @@ class StopSignals:
     >>> import os
     >>> with StopSignals(print) as stop:
     ...     os.kill(os.getpid(), signal.SIGTERM)
-    ...     print(stop.received)
     SIGTERM: finishing this step and saving; once more leaves at once
+    >>> stop.received
     15
     """
 
@@ -30,9 +32,15 @@ class StopSignals:
         self.received: int | None = None
         self._say = say
         self._before: dict[signal.Signals, Any] = {}
+        # A handler runs between two instructions of whatever it interrupts, which may be a line that is being written:
+        # it must not write one itself. To put into this queue is safe there, and a thread of its own says it.
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._teller: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
+            self._teller = threading.Thread(target=self._tell, daemon=True)
+            self._teller.start()
             heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
@@ -42,6 +50,13 @@ class StopSignals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._teller is not None:
+            self._lines.put(None)
+            self._teller.join(_LAST_WORDS)
+
+    def _tell(self) -> None:
+        for line in iter(self._lines.get, None):
+            self._say(line)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
@@ -50,4 +65,4 @@ class StopSignals:
                 raise KeyboardInterrupt
             raise SystemExit(128 + number)
         self.received = int(number)
-        self._say(f"{name}: finishing this step and saving; once more leaves at once")
+        self._lines.put(f"{name}: finishing this step and saving; once more leaves at once")

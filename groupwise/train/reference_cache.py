@@ -8,8 +8,10 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -39,19 +41,41 @@ def cached_reference(
     stored = _read(file, sum(lengths))
     if not runtime.any(stored is None) and stored is not None:  # who has found it waits for nobody who has not
         return with_reference(groups, stored.split(lengths)), True
-    scored = runtime.divided(
-        groups,
-        lambda part: reference_logprobs(engine, part, tokens_per_forward=tokens_per_forward),
-        forward_tokens,
-    )
-    if not runtime.is_main:
-        return scored, False
-    logps = [c.reference_logp for group in scored for c in group.completions if c.reference_logp is not None]
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(f".writing-{os.getpid()}")
-    save_file({"reference_logp_T": torch.cat(logps)}, aside)
-    aside.replace(file)
+    scored = shared_reference(engine, groups, tokens_per_forward=tokens_per_forward, runtime=runtime)
+    runtime.together(lambda: _write(file, scored) if runtime.is_main else None)
     return scored, False
+
+
+def shared_reference(
+    engine: LogprobEngine, groups: Sequence[Group], *, tokens_per_forward: int, runtime: Runtime
+) -> list[Group]:
+    """Groups that every process holds with their reference log-probs; each computes its part, and gets all numbers.
+
+    Raises NotFinite as `reference_logprobs` does, on all processes.
+    """
+
+    def logps(part: list[Group]) -> list[NDArray[Any]]:
+        scored = reference_logprobs(engine, part, tokens_per_forward=tokens_per_forward)
+        return [_joined([group]).numpy() for group in scored]
+
+    found = runtime.divided(groups, logps, forward_tokens)  # as arrays of bytes; groups would take ten times the way
+    joined_T = [torch.from_numpy(own) for own in found]
+    lengths = [[len(completion.token_ids) for completion in group.completions] for group in groups]
+    return with_reference(
+        groups, [part_T for own_T, own in zip(joined_T, lengths, strict=True) for part_T in own_T.split(own)]
+    )
+
+
+def _joined(groups: Sequence[Group]) -> Tensor:
+    """Reference log-probs of all completions, end to end."""
+    return torch.cat([c.reference_logp for group in groups for c in group.completions if c.reference_logp is not None])
+
+
+def _write(file: Path, groups: Sequence[Group]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(f".writing-{os.getpid()}")
+    save_file({"reference_logp_T": _joined(groups)}, aside)
+    aside.replace(file)
 
 
 def _read(file: Path, tokens: int) -> Tensor | None:

@@ -1,7 +1,7 @@
 """Opening a run: is it new, continued or finished, where does it run, and what is said about it. Knows no method."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -10,11 +10,13 @@ from typing import Any, Self
 from filelock import BaseFileLock, FileLock, Timeout
 from rich.console import Console
 
-from groupwise.config import Section
+from groupwise.config import Section, settings
 from groupwise.errors import RunStopped, UserError, printable
+from groupwise.model.loading import load_network
 from groupwise.model.policy import Policy
-from groupwise.sections import RunSection
-from groupwise.train.checkpoint import newest_complete
+from groupwise.sections import ModelSection, RunSection
+from groupwise.train.agreement import ONE_DISK, check_same, file_hash
+from groupwise.train.checkpoint import assign_weights, newest_first
 from groupwise.train.run_folder import RunFolder
 from groupwise.train.runtime import Runtime
 
@@ -41,7 +43,7 @@ class Run:
         for lock in self.locks:
             lock.release()
         if error is not None and self.runtime.lost_contact(error):
-            newest = newest_complete(self.folder.checkpoints)[0]
+            newest = next(iter(newest_first(self.folder.checkpoints)), None)
             raise RunStopped(
                 f"another process of this run has ended, or cannot be reached ({str(error).splitlines()[0]}); the "
                 f"newest checkpoint is {newest or 'none'}; look for what the other process said, then start the same "
@@ -49,11 +51,13 @@ class Run:
             ) from error
         self.runtime.close()
 
-    def begin(self, config: Section, notes: Sequence[str]) -> None:
+    def begin(self, config: Section, identity: Mapping[str, str], notes: Sequence[str]) -> None:
         """Everything is loaded and checked: make the folder, and tell what was found.
 
-        Raises UserError, on every process, when another run is being trained in the folder.
+        `identity` holds hashes of what was loaded. Raises UserError, on every process, when another run is being
+        trained in the folder, when processes have loaded different things, or do not see the same folder.
         """
+        check_same(identity, self.runtime, remedy="give every node the same model and data")
         taken = self.runtime.any(self.runtime.is_main and not self._lock())
         if taken:
             raise UserError(
@@ -61,6 +65,8 @@ class Run:
                 "another --run.name"
             )
         self.runtime.together(lambda: self.folder.create(config) if self.runtime.is_main else None)
+        file = self.folder.config
+        check_same({str(file): file_hash(file)}, self.runtime, remedy=ONE_DISK)
         for note in notes:
             self.say(note)
 
@@ -86,14 +92,9 @@ class Run:
 def open_run(config: Section, section: RunSection, folder: RunFolder, console: Console) -> Run | None:
     """The run that a configuration asks for, or None when it is finished; writes nothing.
 
-    Raises UserError when the folder belongs to something else, or when several processes do not find each other.
+    Raises UserError when the folder belongs to something else, when several processes do not find each other, or when
+    they were configured differently.
     """
-    state, notes = folder.state(config, resume=section.resume)
-    for note in notes:
-        say(console, note)
-    if state == "finished":
-        say(console, f"{folder.path} is finished; a new run needs another --run.name")
-        return None
     runtime = Runtime(
         mixed_precision=section.mixed_precision,
         trackers=section.trackers,
@@ -102,18 +103,39 @@ def open_run(config: Section, section: RunSection, folder: RunFolder, console: C
         sharding=section.sharding,
         zero_settings=None if section.zero_settings is None else Path(section.zero_settings),
     )
-    return Run(folder, runtime, console if runtime.is_main else Console(quiet=True))
+    asked = {one.key: one.value for one in settings(config)}
+    check_same(asked, runtime, remedy="start all of them by the same command")
+    state, notes = runtime.from_main(lambda: folder.state(config, resume=section.resume))
+    own = console if runtime.is_main else Console(quiet=True)
+    for note in notes:
+        say(own, note)
+    if state == "finished":
+        say(own, f"{folder.path} is finished; a new run needs another --run.name")
+        runtime.close()
+        return None
+    return Run(folder, runtime, own)
 
 
-def restore_trained(policy: Policy, folder: RunFolder, *, model_path: str) -> dict[str, Any]:
+def judging_runtime(section: RunSection) -> Runtime:
+    """Where a finished run is judged again: weights are spread as they were, by PyTorch, for nothing is trained."""
+    spread = section.sharding in ("fsdp2", "zero3")
+    return Runtime(mixed_precision=section.mixed_precision, sharding="fsdp2" if spread else "none")
+
+
+def restore_trained(policy: Policy, folder: RunFolder, model: ModelSection) -> dict[str, Any]:
     """Put what a finished run trained back into its base model, and return the run's summary.
 
     Raises UserError when the base model is another one.
     """
     summary: dict[str, Any] = json.loads(folder.summary.read_text())
     if policy.base_fingerprint() != summary["hashes"]["base_model"]:
-        raise UserError(f"model.path: {model_path} is not the model that {folder.path} was trained from")
-    policy.restore(folder.adapter)
+        raise UserError(f"model.path: {model.path} is not the model that {folder.path} was trained from")
+    is_adapter = (folder.adapter / "adapter_config.json").is_file()
+    if policy.sharded and not is_adapter:  # each process takes its part of whole weights
+        trained = load_network(ModelSection(path=str(folder.adapter), dtype=model.dtype))
+        assign_weights(trained.state_dict(), policy.trainable())
+    else:
+        policy.restore(folder.adapter)
     return summary
 
 

@@ -13,11 +13,12 @@ from groupwise.sections import AlarmsSection, RunSection
 _ASIDE = ".writing-"
 _LOCK = ".lock"
 _BEFORE_CONFIG = frozenset((_LOCK, f"{_ASIDE}config.yaml"))  # all that a run writes before its config.yaml is there
-# Keys that say how a run is watched, kept and fitted into memory, not what it computes.
+# Keys that say how a run is watched, kept, spread and fitted into memory, not what it computes.
 HARMLESS = frozenset(
     (
         "model.gradient_checkpointing", "run.resume", "run.log_every", "run.keep_checkpoints", "run.checkpoint_every",
         "run.tokens_per_forward", "run.trackers", "run.report", "run.transcripts_every", "run.transcripts_groups",
+        "run.sharding", "run.zero_settings",
         "sampling.rows_at_once", "sampling.captured", "scoring.workers",
         "scoring.load_limit", "scoring.fail_after", "run.on_not_finite", "run.most_skipped_steps",
         "scoring.environment", "sampling.servers", "sampling.versions_folder", "sampling.api_key_variable",

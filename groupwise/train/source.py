@@ -22,7 +22,11 @@ class GroupSource(Protocol):
         ...
 
     def share(self, step: int) -> StepShare:
-        """This process's groups of step `step`, counted from 0; a step may hold none, on all processes."""
+        """This process's groups of step `step`, counted from 0; a step may hold none, on all processes.
+
+        Raises RunStopped or Interrupted, on all processes, where they cannot be had now; `collect` then gives what it
+        gave before the call.
+        """
         ...
 
     def passed_over(self, count: int) -> Sequence[tuple[Group, str]]:
@@ -33,10 +37,12 @@ class GroupSource(Protocol):
         """Numbers about the groups that were handed out last; the same names and values on every process."""
         ...
 
-    def collect(self) -> Callable[[Path], None]:
+    def collect(self) -> Callable[[Path], None] | None:
         """Collect what the next steps depend on, besides weights; one process then has it written into a checkpoint.
 
-        What is written must not depend on other processes: they do not wait.
+        What is written must not depend on other processes: they do not wait. After `share` has raised RunStopped or
+        Interrupted it is the state from before that call, for the step will be asked for again; None, on any process,
+        where that cannot be had any more, and then nothing is saved.
         """
         ...
 

@@ -101,15 +101,15 @@ def test_gradient_and_metrics_do_not_depend_on_cut_or_order(engine: LogprobEngin
 def test_the_start_is_checked(engine: LogprobEngine, name: str) -> None:
     one = objective(name)
     groups = step_groups(engine, one)
-    check_start(one, engine, groups, RUNTIME)
+    check_start(one, engine, groups, RUNTIME, tokens_per_forward=80)
     wrong = replace(one, reward_shift=0.5)
     if "reward_shift" in "".join(one.memory()) and one.starts_at is not None:
         with pytest.raises(RuntimeError, match=f"the loss of {name}.* its formula gives"):
-            check_start(wrong, engine, groups, RUNTIME)
+            check_start(wrong, engine, groups, RUNTIME, tokens_per_forward=80)
     move(engine)
     if any(part.entry.reference for part in one.parts):
         with pytest.raises(RuntimeError, match="policy and reference differ"):
-            check_start(one, engine, groups, RUNTIME)
+            check_start(one, engine, groups, RUNTIME, tokens_per_forward=80)
 
 
 # Objectives that need not raise the chosen completion nor the margin of log-probs have their own claim.

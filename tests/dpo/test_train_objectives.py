@@ -84,7 +84,7 @@ def test_an_objective_without_reference_computes_none(
     def forbidden(*_: object, **__: object) -> object:
         raise AssertionError("a reference was computed")
 
-    for name in ("dpo.dpo_trainer.cached_reference", "dpo.eval.reference_logprobs"):
+    for name in ("dpo.dpo_trainer.cached_reference", "dpo.eval.shared_reference"):
         monkeypatch.setattr(name, forbidden)
     train_dpo.main(command("--loss.objective", "simpo", "--epochs", "2"))
     assert not (tmp_path / "cache").exists()

@@ -135,6 +135,12 @@ def test_the_share_of_high_entropy_tokens_is_rounded_up(share: float, count: int
     assert sum(value >= floor for value in entropies) == count
 
 
+def test_a_floor_is_found_among_more_entropies_than_a_quantile_takes() -> None:
+    """`torch.quantile` refuses more than 2^24 values, which a step of long completions has."""
+    many = 2**24 + 8
+    assert entropy_floor([0.0] * (many - 8) + [1.0] * 8, 1e-7) == 0.5
+
+
 def test_equal_entropies_are_in_or_out_together() -> None:
     floor = entropy_floor([1.0, 1.0, 1.0, 0.5], 0.25)
     assert floor == 0.75

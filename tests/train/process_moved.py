@@ -14,7 +14,7 @@ from groupwise.model.engine import LogprobEngine
 from groupwise.model.policy import Policy
 from groupwise.model.sharding import whole_tensor
 from groupwise.sections import ModelSection, OptimizerSection
-from groupwise.train.checkpoint import Position, load_checkpoint, save_checkpoint
+from groupwise.train.checkpoint import Generators, Position, read_checkpoint, whole_state, write_checkpoint
 from groupwise.train.optimizer import clipped_step, make_optimizer
 from groupwise.train.runtime import Runtime
 from tests.conftest import random_groups
@@ -33,7 +33,7 @@ def main(model: Path, out: Path, name: str, together: bool) -> None:
         for group in optimizer.param_groups:
             group["foreach"] = together
         if step:  # each step goes on from a checkpoint, where the order of what is moved together must not matter
-            load_checkpoint(out / f"step-{step:06d}", parameters=trained, optimizer=optimizer)
+            read_checkpoint(out / f"step-{step:06d}", trained).put_back(trained, optimizer)
             for group in optimizer.param_groups:
                 group["foreach"] = together
         for part in runtime.by_cost(groups, lambda group: 1):
@@ -42,7 +42,9 @@ def main(model: Path, out: Path, name: str, together: bool) -> None:
         runtime.sum_gradients(trained.values())
         clipped_step(optimizer, trained.values(), 1.0)
         position = Position(step=step + 1, identity={}, offsets={}, tokens=0, seconds=0.0)
-        save_checkpoint(out, position, parameters=trained, optimizer=optimizer, writes=runtime.is_main)
+        state = whole_state(trained, optimizer, kept=runtime.is_main)
+        if runtime.is_main:
+            write_checkpoint(out, position, state, Generators.now())
         runtime.wait()
     weights = {name: whole_tensor(p).detach() for name, p in policy.trainable().items()}
     if runtime.is_main:
