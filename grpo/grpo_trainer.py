@@ -61,6 +61,7 @@ def train(config: GrpoConfig, *, console: Console | None = None) -> RunFolder:
         print_figures(*stored_figures(folder), labels(config), console=console)
         return folder
     with run, Scorer(config.rewards, config.scoring) as scorer:
+        run.hold()  # servers are spoken to before `begin`
         check_names(config, scorer)
         progress = make_progress(run.console, headline=HEADLINE)
         faults = FaultLog(folder.faults, progress.line, writes=run.runtime.is_main)
