@@ -21,7 +21,7 @@ from groupwise.cost.shapes import shapes_of
 from groupwise.groups import Completion, Group, forward_tokens
 from groupwise.model.drawing import SamplingParams
 from groupwise.preflight.memory import resident_bytes
-from groupwise.servers.answers import Ask, Terms, read_completions
+from groupwise.servers.answers import AnswerRules, Ask, read_completions
 from groupwise.train.exchange import deal
 from groupwise.train.share import StepTotals, packed, unpacked
 from grpo.advantages import group_advantages
@@ -104,9 +104,9 @@ def read(replies: list[str], group: Group) -> None:
     """Every reply as completions; all are of groups of one size."""
     tokens = len(group.completions[0].token_ids)
     ask = Ask(prompt_ids=group.prompt_ids, n=len(group.completions), seed=0, most_new_tokens=tokens)
-    terms = Terms(params=SamplingParams(max_new_tokens=tokens), end_ids=frozenset(), vocabulary=100_000)
+    rules = AnswerRules(params=SamplingParams(max_new_tokens=tokens), end_ids=frozenset(), vocabulary=100_000)
     for reply in replies:
-        read_completions(json.loads(reply), ask, terms, "version")
+        read_completions(json.loads(reply), ask, rules, "version")
 
 
 def with_advantages(groups: list[Group]) -> list[Group]:

@@ -11,6 +11,7 @@ other prompts, for a server keeps those that it has read.
 """
 
 import argparse
+import asyncio
 import json
 import os
 import tempfile
@@ -34,10 +35,10 @@ from groupwise.model.loading import quiet_libraries
 from groupwise.model.policy import Policy
 from groupwise.model.sampling import SamplingParams
 from groupwise.sections import LoraSection, ModelSection
-from groupwise.servers.answers import Ask, Terms
-from groupwise.servers.fingerprint import fixed_text, text_logprobs
-from groupwise.servers.pool import Limits, Pool, Version
-from groupwise.servers.versions import Versions
+from groupwise.servers.answers import AnswerRules, Ask
+from groupwise.servers.loading import Version
+from groupwise.servers.pool import Limits, Pool
+from groupwise.servers.versions import VersionsFolder
 from scripts.vllm_cpu import VENV, Server
 
 STORE = Path("docs/scaling_servers.json")
@@ -145,23 +146,15 @@ def started(base: Path, count: int, folder: Path, venv: Path, port: int, stack: 
 
 def published(engine: LogprobEngine, folder: Path) -> Version:
     """The adapter, written for servers."""
-    versions = Versions(folder / "versions", "scaling")
-    ids = fixed_text(engine)
-    name = versions.write(engine.policy)
-    return Version(
-        name=name,
-        path=versions.path(name),
-        prefix=versions.prefix,
-        text_ids=ids,
-        logprobs=text_logprobs(engine, ids),
-    )
+    versions = VersionsFolder.of_run(folder / "versions", folder / "scaling")
+    return Version.of(engine, versions, versions.write(engine.policy))
 
 
 def asked(case: Case, addresses: Sequence[str], version: Version, vocabulary: int) -> float:
     """Seconds until all groups are answered, the least of some, one that warms up left out."""
     pool = Pool(addresses, limits=Limits(answer_limit=600.0))
-    pool.publish(version)
-    terms = Terms(params=SamplingParams(max_new_tokens=case.length), end_ids=frozenset(), vocabulary=vocabulary)
+    asyncio.run(pool.publish(version))
+    rules = AnswerRules(params=SamplingParams(max_new_tokens=case.length), end_ids=frozenset(), vocabulary=vocabulary)
     generator = torch.Generator().manual_seed(0)
     found: list[float] = []
     for number in range(1 + REPEATS):
@@ -171,10 +164,10 @@ def asked(case: Case, addresses: Sequence[str], version: Version, vocabulary: in
             for place, ids in enumerate(prompts)
         ]
         began = time.perf_counter()
-        pool.draw(asks, terms)
+        asyncio.run(pool.draw(asks, rules))
         found.append(time.perf_counter() - began)
         assert not pool.asked_again, "a server failed, so that another answered for it"
-    pool.forget()
+    asyncio.run(pool.forget())
     return min(found[1:])
 
 

@@ -34,7 +34,7 @@ from grpo.prepare import Prepared, load_reward_model, prepare
 from grpo.report import DRIFTING, LEARNING, WATCHED, record
 from grpo.reward_model import RewardModel
 from grpo.rollouts import Rollouts
-from grpo.samplers import make_sampler
+from grpo.samplers import look_at_servers, make_sampler
 
 HEADLINE = (
     "reward",
@@ -61,13 +61,12 @@ def train(config: GrpoConfig, *, console: Console | None = None) -> RunFolder:
         print_figures(*stored_figures(folder), labels(config), console=console)
         return folder
     with run, Scorer(config.rewards, config.scoring) as scorer:
+        run.hold()  # servers are spoken to before `begin`
         check_names(config, scorer)
         progress = make_progress(run.console, headline=HEADLINE)
         faults = FaultLog(folder.faults, progress.line, writes=run.runtime.is_main)
         prepared = prepare(config, scorer, run.runtime, faults)
-        sampler, about_servers = make_sampler(
-            config, prepared.engine, prepared.encoder.stop_ids, prepared.train, run.runtime, progress.line
-        )
+        about_servers = look_at_servers(config, prepared.engine, prepared.train, run.runtime)
         reward_model = load_reward_model(config, prepared.engine.policy, run.runtime)
         identity = {
             "base model": prepared.engine.policy.base_fingerprint(),  # reads all weights, so once
@@ -77,6 +76,7 @@ def train(config: GrpoConfig, *, console: Console | None = None) -> RunFolder:
             "model of the reward model": "" if reward_model is None else reward_model.base_fingerprint(),
         }
         run.begin(config, identity, [*prepared.notes, *about_servers])
+        sampler = make_sampler(config, prepared.engine, prepared.encoder.stop_ids, run.runtime, progress.line)
         with contextlib.closing(sampler):
             result, fault_count = _learn(config, prepared, identity, scorer, sampler, reward_model, progress, run)
         prepared.engine.policy.save(folder.adapter, writes=run.runtime.is_main)

@@ -4,16 +4,24 @@ Knows nothing about HTTP, and not whether the log-probs are right.
 """
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from groupwise.groups import Completion
 from groupwise.model.drawing import SamplingParams
-from groupwise.servers.client import ServerFault
+from groupwise.servers.replies import (
+    ServerFault,
+    check_model,
+    read_list,
+    read_object,
+    read_token_logprobs,
+    read_wholes,
+)
+
+_ABOVE_ZERO = 1e-3  # nats by which a log-prob may lie above 0: what rounding of a probability near 1 gives
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +35,8 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """What holds for every group of a rollout: how tokens are drawn, what ends a completion, ids there are."""
+class AnswerRules:
+    """What all answers of a rollout keep to: how tokens are drawn, what ends a completion, the number of ids."""
 
     params: SamplingParams
     end_ids: frozenset[int]
@@ -47,9 +55,9 @@ def seed_of(seed: int, stream: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 3
 
 
-def as_request(ask: Ask, terms: Terms, version: str) -> dict[str, Any]:
+def as_request(ask: Ask, rules: AnswerRules, version: str) -> dict[str, Any]:
     """The request's JSON. Every setting is named: what is not would come from the model's generation_config.json."""
-    params = terms.params
+    params = rules.params
     return {
         "model": version,
         "prompt": list(ask.prompt_ids),
@@ -61,7 +69,7 @@ def as_request(ask: Ask, terms: Terms, version: str) -> dict[str, Any]:
         "top_k": -1 if params.top_k is None else params.top_k,
         "min_p": params.min_p,
         "stop": list(params.stop),
-        "stop_token_ids": sorted(terms.end_ids),
+        "stop_token_ids": sorted(rules.end_ids),
         "ignore_eos": True,  # the ids above are all that end a text
         "repetition_penalty": 1.0,
         "presence_penalty": 0.0,
@@ -73,58 +81,49 @@ def as_request(ask: Ask, terms: Terms, version: str) -> dict[str, Any]:
     }
 
 
-def read_completions(reply: Mapping[str, Any], ask: Ask, terms: Terms, version: str) -> list[Completion]:
+def read_completions(reply: Mapping[str, Any], ask: Ask, rules: AnswerRules, version: str) -> list[Completion]:
     """The completions of a group with `drawn_logp`, in order, score 0. Raises ServerFault for anything else.
 
     A completion is finished when it ends with an end id or a stop text; one that was cut has all tokens it may have.
     """
-    if reply.get("model") != version:
-        raise ServerFault("wrong", f"asked version {version}, {str(reply.get('model'))[:80]!r} answered")
-    choices = reply.get("choices")
-    if not isinstance(choices, list) or len(cast(list[object], choices)) != ask.n:
-        raise ServerFault("garbled", f"not {ask.n} completions in an answer")
-    found: dict[int, Completion] = {}
-    for choice in cast(list[object], choices):
-        if not isinstance(choice, dict):
-            raise ServerFault("garbled", "a completion that is no object")
-        index, completion = _read_choice(cast(dict[str, Any], choice), ask, terms)
-        found[index] = completion
-    if sorted(found) != list(range(ask.n)):
-        raise ServerFault("garbled", "completions of an answer are numbered wrongly")
-    return [found[i] for i in range(ask.n)]
+    check_model(reply, version)
+    choices = read_list(reply.get("choices"), "choices")
+    if len(choices) != ask.n:
+        raise ServerFault("garbled", f"{len(choices)} completions where {ask.n} were asked")
+    known = [read_object(choice, "a completion") for choice in choices]
+    indices = read_wholes([choice.get("index") for choice in known], "the list of indices", below=ask.n)
+    if len(set(indices)) < ask.n:
+        raise ServerFault("garbled", "two completions with one index")
+    found = {index: _read_completion(choice, ask, rules) for index, choice in zip(indices, known, strict=True)}
+    return [found[index] for index in range(ask.n)]
 
 
-def _read_choice(choice: Mapping[str, Any], ask: Ask, terms: Terms) -> tuple[int, Completion]:
-    try:
-        index, ids, reason = int(choice["index"]), choice["token_ids"], choice["finish_reason"]
-        logp = [float(value) for value in choice["logprobs"]["token_logprobs"]]
-        prompt = choice["prompt_token_ids"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ServerFault("garbled", f"a completion without {error}") from error
-    if prompt is not None and list(prompt) != list(ask.prompt_ids):
+def _read_completion(choice: Mapping[str, Any], ask: Ask, rules: AnswerRules) -> Completion:
+    prompt = choice.get("prompt_token_ids")  # not every server repeats it
+    if prompt is not None and prompt != list(ask.prompt_ids):
         raise ServerFault("wrong", "an answer to another prompt")
-    if not isinstance(ids, list) or not ids or not all(_is_id(i, terms.vocabulary) for i in cast(list[object], ids)):
-        raise ServerFault("garbled", "a completion without token ids, or with ids outside the vocabulary")
-    token_ids = cast(list[int], ids)
-    if len(logp) != len(token_ids) or not all(math.isfinite(value) and value <= 1e-3 for value in logp):
-        raise ServerFault("garbled", f"{len(logp)} log-probs of {len(token_ids)} tokens, or some that are none")
-    _check_end(token_ids, str(reason), choice.get("stop_reason"), ask, terms)
-    drawn_T = torch.tensor(logp).clamp(max=0.0)
-    return index, Completion(token_ids=tuple(token_ids), finished=reason == "stop", score=0.0, drawn_logp=drawn_T)
+    token_ids = read_wholes(choice.get("token_ids"), "token_ids", below=rules.vocabulary)
+    logp_T = torch.tensor(read_token_logprobs(choice), dtype=torch.float32)
+    if not token_ids or len(logp_T) != len(token_ids):
+        raise ServerFault("garbled", f"{len(logp_T)} log-probs of a completion of {len(token_ids)} tokens")
+    if not (logp_T.isfinite() & (logp_T <= _ABOVE_ZERO)).all():
+        raise ServerFault("garbled", "a log-prob that no probability has")
+    finished = _ends_by_itself(choice, token_ids, ask, rules)
+    return Completion(token_ids=tuple(token_ids), finished=finished, score=0.0, drawn_logp=logp_T.clamp(max=0.0))
 
 
-def _is_id(value: object, vocabulary: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocabulary
-
-
-def _check_end(token_ids: Sequence[int], reason: str, stopped_by: object, ask: Ask, terms: Terms) -> None:
-    """A completion ends where ours would."""
-    ended = token_ids[-1] in terms.end_ids
-    if any(i in terms.end_ids for i in token_ids[:-1]) or len(token_ids) > ask.most_new_tokens:
+def _ends_by_itself(choice: Mapping[str, Any], token_ids: Sequence[int], ask: Ask, rules: AnswerRules) -> bool:
+    """Whether a completion was not cut. Raises ServerFault where it does not end as one of the built-in sampler."""
+    reason = choice.get("finish_reason")
+    ended = token_ids[-1] in rules.end_ids
+    if any(i in rules.end_ids for i in token_ids[:-1]) or len(token_ids) > ask.most_new_tokens:
         raise ServerFault("wrong", "a completion goes on behind its end")
-    if reason == "stop" and not ended and stopped_by not in terms.params.stop:
-        raise ServerFault("wrong", "a completion stops without an end")
-    if reason == "length" and (ended or len(token_ids) != ask.most_new_tokens):
+    if reason == "stop":
+        if not ended and choice.get("stop_reason") not in rules.params.stop:
+            raise ServerFault("wrong", "a completion stops without an end")
+        return True
+    if reason != "length":
+        raise ServerFault("wrong", "a completion that has neither stopped nor reached its length")
+    if ended or len(token_ids) != ask.most_new_tokens:
         raise ServerFault("wrong", f"a completion is cut after {len(token_ids)} tokens of {ask.most_new_tokens}")
-    if reason not in ("stop", "length"):
-        raise ServerFault("wrong", f"a completion ended by {reason[:40]!r}")
+    return False

@@ -4,27 +4,28 @@ What a token was drawn with is the server's word (`drawn_logp`); what the policy
 computed here (`sampled_logp`), so that a ratio never mixes two programs. Knows no rewards and no losses.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future
 
 from torch import Tensor
 
-from groupwise.errors import Interrupted, RunStopped, UserError
+from groupwise.errors import UserError
 from groupwise.groups import Completion, Group, NotFinite
 from groupwise.model.drafts import UnreadablePrompts
 from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine, sampled_logprobs
 from groupwise.model.sampler import Answers
-from groupwise.servers.answers import Ask, Terms, seed_of
-from groupwise.servers.fingerprint import fixed_text, text_logprobs
-from groupwise.servers.pool import Limits, Pool, Version, from_own_place
+from groupwise.servers.answers import AnswerRules, Ask, seed_of
+from groupwise.servers.background import Background
+from groupwise.servers.loading import Version
+from groupwise.servers.pool import Limits, Pool, from_own_place
 from groupwise.servers.settings import ServedSamplingSection
-from groupwise.servers.versions import Versions
+from groupwise.servers.versions import VersionsFolder
 from groupwise.train.runtime import Runtime
 
-Result = TypeVar("Result")
+_FORGET_LIMIT = 5.0  # s; who leaves by a second Ctrl-C waits no longer than this for servers
 
 
 def api_key_of(section: ServedSamplingSection) -> str | None:
@@ -40,29 +41,28 @@ def api_key_of(section: ServedSamplingSection) -> str | None:
 
 
 class ServerSampler:
-    """Servers as a sampler. Groups are asked by each process for itself; the main one writes the versions."""
+    """Servers as a sampler. Each process asks for groups of its own; the main one has servers load and forget."""
 
     def __init__(
         self,
         engine: LogprobEngine,
         end_ids: Iterable[int],
         section: ServedSamplingSection,
-        versions: Versions,
+        versions: VersionsFolder,
         runtime: Runtime,
         *,
-        api_key: str | None,
         tokens_per_forward: int,
         say: Callable[[str], None],
     ) -> None:
+        """Raises UserError where the environment has no key. Whoever makes it closes it."""
         self._engine = engine
         self._end_ids = frozenset(end_ids)
         self._versions = versions
         self._runtime = runtime
         self._tokens_per_forward = tokens_per_forward
-        self._text_ids = fixed_text(engine)
-        self._published: Mapping[str, Tensor] = {}
-        self._name: str | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="servers")
+        self._published: Mapping[str, Tensor] = {}  # the trained weights that servers answer with
+        self._name: str | None = None  # of their version
+        self._told = (0, 0)  # counts of the pool when metrics were asked for last
         (process,) = runtime.in_turn(range(runtime.processes))
         self._pool = Pool(
             from_own_place(section.servers, process=process, processes=runtime.processes),
@@ -73,32 +73,34 @@ class ServerSampler:
                 server_wait=section.server_wait,
                 most_gap=section.most_gap,
             ),
-            api_key=api_key,
+            api_key=api_key_of(section),
             say=say,
         )
+        self._background = Background("servers")
 
     @property
     def exact(self) -> bool:
         return False
 
     def publish(self) -> None:
-        """Write the adapter as a version and have every server load it. Raises RunStopped when none does in time."""
-        own = self._together(lambda: [self._versions.write(self._engine.policy)] if self._runtime.is_main else [])
-        names = self._runtime.gather(own)
-        if names[0] == self._name:
+        """Write the adapter as a version and have every server load it. Raises RunStopped when none does in time.
+
+        The main process has servers forget the version before and load this one; no other asks anything meanwhile, for
+        all have their answers. The others then find it there, and load it only where a server has lost it since.
+        """
+        name = self._runtime.from_main(lambda: self._versions.write(self._engine.policy))
+        if name == self._name:
             return
         self._published = self._engine.policy.snapshot()
-        version = Version(
-            name=names[0],
-            path=self._versions.path(names[0]),
-            prefix=self._versions.prefix,
-            text_ids=self._text_ids,
-            logprobs=text_logprobs(self._engine, self._text_ids),
-        )
-        self._together(lambda: self._thread.submit(self._pool.publish, version).result())
-        self._name = names[0]
+        version = Version.of(self._engine, self._versions, name)
+        self._runtime.together(lambda: self._bring(version) if self._runtime.is_main else None)
+        self._runtime.together(lambda: None if self._runtime.is_main else self._bring(version))
+        self._name = name
         if self._runtime.is_main:
-            self._versions.keep(names)
+            self._versions.keep([name])
+
+    def _bring(self, version: Version) -> None:
+        self._background.submit(self._pool.publish, version).result()
 
     def ask(
         self,
@@ -121,18 +123,20 @@ class ServerSampler:
             for prompt, stream, limit in zip(prompts, streams, most, strict=True)
         ]
         vocabulary = int(self._engine.policy.model.config.get_text_config().vocab_size)
-        terms = Terms(params=params, end_ids=self._end_ids, vocabulary=vocabulary)
-        return _Asked(self, self._thread.submit(self._pool.draw, asks, terms), asks, params.temperature)
+        rules = AnswerRules(params=params, end_ids=self._end_ids, vocabulary=vocabulary)
+        drawn = self._background.submit(self._pool.draw, asks, rules)
+        published = self._published  # of these answers, whatever is published when they are fetched
+        return functools.cache(lambda: self._scored(drawn, asks, params.temperature, published))
 
-    def fetched(
+    def _scored(
         self,
-        drawn: "Future[list[list[Completion]]]",
+        drawn: Future[list[list[Completion]]],
         asks: Sequence[Ask],
         temperature: float,
         published: Mapping[str, Tensor],
     ) -> list[list[Completion]]:
         """Answers when they are there, with their log-probs under the policy that was published for them."""
-        found = self._together(drawn.result)
+        found = self._runtime.together(drawn.result)
         groups = [
             Group(key=str(place), prompt_ids=ask.prompt_ids, completions=tuple(own))
             for place, (ask, own) in enumerate(zip(asks, found, strict=True))
@@ -146,65 +150,31 @@ class ServerSampler:
                 raise UnreadablePrompts([int(group.key) for group in fault.groups]) from fault
         return [list(group.completions) for group in scored]
 
-    @property
-    def published(self) -> Mapping[str, Tensor]:
-        """The trained weights that servers answer with."""
-        return self._published
-
     def heed(self, stopped_by: Callable[[], int | None]) -> None:
         self._pool.stopped_by = stopped_by
 
     def metrics(self) -> dict[str, float]:
-        """Servers that answer, faults, and groups that were asked again, the latter two since the last call."""
-        pool = self._pool
-        values: dict[str, float] = {
-            "servers/up": pool.up,
-            "servers/faults": pool.faults.total(),
-            "servers/asked_again": pool.asked_again,
+        """Servers that answer this process, and what it met since the last call: faults, groups asked again.
+
+        The counts are never set back, for the pool may be adding to them: what is told is how far they grew.
+        """
+        faults, asked_again = sum(list(self._pool.faults.values())), self._pool.asked_again
+        told, self._told = self._told, (faults, asked_again)
+        return {
+            "servers/up": self._pool.up,
+            "servers/faults": faults - told[0],
+            "servers/asked_again": asked_again - told[1],
         }
-        pool.faults.clear()
-        pool.asked_again = 0
-        return values
 
     def close(self) -> None:
-        """Have the servers forget this run, and delete its versions."""
-        self._thread.submit(self._pool.forget).result()
-        self._thread.shutdown()
+        """Ask for nothing more, have the servers forget this run, and delete its versions; none of it takes long.
+
+        A server that does not answer in time keeps its version, until the run goes on or the server is started anew.
+        """
+        self._background.close(self._forget, limit=_FORGET_LIMIT)
         if self._runtime.is_main:
             self._versions.keep(())
 
-    def _together(self, deed: Callable[[], Result]) -> Result:
-        """The result of this process; raises RunStopped on all when one cannot go on, each its own Interrupted."""
-        interrupted: Interrupted | None = None
-        try:
-            result, stopped = [deed()], list[str]()
-        except (RunStopped, UserError) as reason:
-            result, stopped = [], [str(reason)]
-        except Interrupted as reason:
-            result, stopped, interrupted = [], [str(reason)], reason
-        if everywhere := self._runtime.gather(stopped):
-            raise interrupted or RunStopped(everywhere[0])
-        return result[0]
-
-
-class _Asked:
-    """Answers that are on their way, or there."""
-
-    def __init__(
-        self,
-        sampler: ServerSampler,
-        drawn: "Future[list[list[Completion]]]",
-        asks: Sequence[Ask],
-        temperature: float,
-    ) -> None:
-        self._sampler = sampler
-        self._drawn = drawn
-        self._asks = asks
-        self._temperature = temperature
-        self._published = sampler.published
-        self._found: list[list[Completion]] | None = None
-
-    def __call__(self) -> list[list[Completion]]:
-        if self._found is None:
-            self._found = self._sampler.fetched(self._drawn, self._asks, self._temperature, self._published)
-        return self._found
+    async def _forget(self) -> None:
+        if self._runtime.is_main:
+            await self._pool.forget()

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from typing import Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, model_validator
 
@@ -70,13 +70,17 @@ class ServedSamplingSection(SamplingSection):
             if parts.username or parts.password:
                 raise ValueError("servers: an address holds a password, which would be written into config.yaml; use "
                                  "api_key_variable")  # fmt: skip
-            if (
-                parts.scheme not in ("http", "https")
-                or not parts.hostname
-                or parts.path not in ("", "/")
-                or parts.query
-            ):
+            if not _is_address(parts):
                 raise ValueError(f"servers: {address!r} is no address like http://host:port, without a path")
         if len({address.rstrip("/") for address in self.servers}) < len(self.servers):
             raise ValueError("servers: an address is there twice; name every server once")
         return self
+
+
+def _is_address(parts: SplitResult) -> bool:
+    try:
+        port = parts.port
+    except ValueError:  # larger than there are
+        return False
+    whole = parts.path in ("", "/") and not parts.query and not parts.fragment
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and whole

@@ -1,7 +1,7 @@
 """Opening a run: is it new, continued or finished, where does it run, and what is said about it. Knows no method."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -25,8 +25,8 @@ from groupwise.train.runtime import Runtime
 class Run:
     """An open run: its folder, its processes, and the terminal of the main one.
 
-    From `begin` to the end of the `with` block nobody else can train in the folder. The lock is the operating system's:
-    it goes with the process, however that ends.
+    From `hold`, or from `begin` where the folder is new, to the end of the `with` block nobody else can train in the
+    folder. The lock is the operating system's: it goes with the process, however that ends.
     """
 
     folder: RunFolder
@@ -51,6 +51,13 @@ class Run:
             ) from error
         self.runtime.close()
 
+    def hold(self) -> None:
+        """Take the folder where it is there already, before anything outside of it is touched; a new one is not made.
+
+        Raises UserError, on every process, when another run is being trained in the folder.
+        """
+        self._take(lambda: not self.folder.path.is_dir() or self._lock())
+
     def begin(self, config: Section, identity: Mapping[str, str], notes: Sequence[str]) -> None:
         """Everything is loaded and checked: make the folder, and tell what was found.
 
@@ -58,20 +65,25 @@ class Run:
         trained in the folder, when processes have loaded different things, or do not see the same folder.
         """
         check_same(identity, self.runtime, remedy="give every node the same model and data")
-        taken = self.runtime.any(self.runtime.is_main and not self._lock())
-        if taken:
-            raise UserError(
-                f"{self.folder.path}: another process is training in this folder; wait for it, stop it, or choose "
-                "another --run.name"
-            )
+        self._take(self._lock)
         self.runtime.together(lambda: self.folder.create(config) if self.runtime.is_main else None)
         file = self.folder.config
         check_same({str(file): file_hash(file)}, self.runtime, remedy=ONE_DISK)
         for note in notes:
             self.say(note)
 
+    def _take(self, take: Callable[[], bool]) -> None:
+        """Have the main process take the folder."""
+        if not self.runtime.from_main(take):
+            raise UserError(
+                f"{self.folder.path}: another process is training in this folder; wait for it, stop it, or choose "
+                "another --run.name"
+            )
+
     def _lock(self) -> bool:
         """Whether the folder is ours now; where the file system has no locks, that is said and nothing is noticed."""
+        if self.locks:
+            return True
         self.folder.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder.lock, timeout=0)
         try:
@@ -80,7 +92,6 @@ class Run:
             return False
         except NotImplementedError:
             self.say(f"warning: {self.folder.path} lies where there are no locks; start no second process on this run")
-            return True
         self.locks.append(lock)
         return True
 

@@ -1,5 +1,6 @@
 """The faults that servers are made to have, and what must come of each; docs/servers.md holds the same rows."""
 
+import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,10 +9,11 @@ from typing import Any
 from groupwise.groups import Group
 from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine, sampled_logprobs
-from groupwise.servers.answers import Ask, Terms, seed_of
-from groupwise.servers.fingerprint import fixed_text, probe_weights, text_logprobs
-from groupwise.servers.pool import Limits, Pool, Version
-from groupwise.servers.versions import Versions
+from groupwise.servers.answers import AnswerRules, Ask, seed_of
+from groupwise.servers.fingerprint import fixed_text, probe_weights
+from groupwise.servers.loading import Version
+from groupwise.servers.pool import Limits, Pool
+from groupwise.servers.versions import VersionsFolder
 from tests.servers.proxy import (
     Deed,
     Proxy,
@@ -59,8 +61,11 @@ FAULTS: dict[str, Fault] = {
     "a redirect elsewhere": Fault(redirect, "status"),
     "no JSON": Fault(text("<html>"), "garbled"),
     "JSON of another shape": Fault(text("[1, 2]"), "garbled"),
+    "JSON nested too deeply": Fault(text("[" * 10**5), "garbled"),
     "fewer completions than asked": Fault(changed(lambda reply: reply["choices"].pop()), "garbled"),
     "one completion twice": Fault(_first(lambda choice: choice.update(index=1)), "garbled"),
+    "an index that is infinite": Fault(_first(lambda choice: choice.update(index=math.inf)), "garbled"),
+    "a number for a list of ids": Fault(_first(lambda choice: choice.update(token_ids=5)), "garbled"),
     "ids outside the vocabulary": Fault(_first(lambda c: c["token_ids"].__setitem__(0, 10**6)), "garbled"),
     "no token ids": Fault(_first(lambda choice: choice.pop("token_ids")), "garbled"),
     "a log-prob missing": Fault(_first(lambda c: c["logprobs"]["token_logprobs"].pop()), "garbled"),
@@ -76,26 +81,18 @@ FAULTS: dict[str, Fault] = {
 LIMITS = Limits(answer_limit=4.0, server_wait=30.0, most_gap=0.02)
 
 
-def version_of(engine: LogprobEngine, versions: Versions) -> Version:
+def version_of(engine: LogprobEngine, versions: VersionsFolder) -> Version:
     """The policy as it is, written for servers."""
-    ids = fixed_text(engine)
-    name = versions.write(engine.policy)
-    return Version(
-        name=name,
-        path=versions.path(name),
-        prefix=versions.prefix,
-        text_ids=ids,
-        logprobs=text_logprobs(engine, ids),
-    )
+    return Version.of(engine, versions, versions.write(engine.policy))
 
 
-def asks_of(engine: LogprobEngine, count: int) -> tuple[list[Ask], Terms]:
+def asks_of(engine: LogprobEngine, count: int) -> tuple[list[Ask], AnswerRules]:
     vocabulary = int(engine.policy.model.config.vocab_size)
     asks = [Ask(prompt_ids=tuple(range(5, 9 + i)), n=3, seed=seed_of(0, i), most_new_tokens=6) for i in range(count)]
-    return asks, Terms(params=SamplingParams(max_new_tokens=6), end_ids=frozenset([0]), vocabulary=vocabulary)
+    return asks, AnswerRules(params=SamplingParams(max_new_tokens=6), end_ids=frozenset([0]), vocabulary=vocabulary)
 
 
-def check_fault(fault: Fault, upstreams: list[str], engine: LogprobEngine, versions: Versions) -> None:
+def check_fault(fault: Fault, upstreams: list[str], engine: LogprobEngine, versions: VersionsFolder) -> None:
     """With one of two servers faulty once, all groups come back, from the right version, and the fault is counted."""
     with engine.policy.holding(probe_weights(engine, fixed_text(engine))):
         version = version_of(engine, versions)
@@ -103,11 +100,11 @@ def check_fault(fault: Fault, upstreams: list[str], engine: LogprobEngine, versi
         lines: list[str] = []
         pool = Pool([proxy.address, upstreams[1]], limits=LIMITS, say=lines.append)
         try:
-            pool.publish(version)
+            asyncio.run(pool.publish(version))
             assert pool.up == 2 and not pool.faults
             proxy.faulty(COMPLETIONS, fault.deed)
-            asks, terms = asks_of(engine, 4)
-            drawn = pool.draw(asks, terms)
+            asks, rules = asks_of(engine, 4)
+            drawn = asyncio.run(pool.draw(asks, rules))
             assert proxy.spoiled == 1
             assert dict(pool.faults) == {fault.kind: 1}, lines
             assert pool.asked_again == 1
@@ -122,6 +119,6 @@ def check_fault(fault: Fault, upstreams: list[str], engine: LogprobEngine, versi
                     assert one.sampled_logp is not None and one.drawn_logp is not None
                     assert (one.sampled_logp - one.drawn_logp).abs().max() < 1e-3
         finally:
-            pool.forget()
+            asyncio.run(pool.forget())
             proxy.shutdown()
             proxy.server_close()

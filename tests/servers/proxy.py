@@ -61,12 +61,14 @@ class Proxy(ThreadingHTTPServer):
     """Listens on a free port of this machine; `faulty(path, deed, times)` spoils the next requests to a path."""
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, upstream: str) -> None:
         super().__init__(("127.0.0.1", 0), type("Bound", (Handler,), {"proxy": self}))
         self.upstream = upstream
         self.spoiled = 0
         self._faults: dict[str, tuple[Deed, int]] = {}
+        self._lock = threading.Lock()
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     @property
@@ -77,12 +79,13 @@ class Proxy(ThreadingHTTPServer):
         self._faults[path] = deed, times
 
     def deed_for(self, path: str) -> Deed | None:
-        deed, times = self._faults.get(path, (None, 0))
-        if deed is None or times == 0:
-            return None
-        self._faults[path] = deed, times - 1
-        self.spoiled += 1
-        return deed
+        with self._lock:
+            deed, times = self._faults.get(path, (None, 0))
+            if deed is None or times == 0:
+                return None
+            self._faults[path] = deed, times - 1
+            self.spoiled += 1
+            return deed
 
     def handle_error(self, request: object, client_address: object) -> None:
         """The other side has hung up: that is what is tried here."""
@@ -157,3 +160,18 @@ def asked_otherwise(change: Callable[[dict[str, Any]], object]) -> Deed:
         handler.answer(*fetch())
 
     return deed
+
+
+class Gate:
+    """A deed that holds requests for as long as a test lasts; those for log-probs of a text pass."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+    def __call__(self, handler: Handler, fetch: Callable[[], Reply]) -> None:
+        if b"prompt_logprobs" in handler.body:
+            handler.answer(*fetch())
+            return
+        self.reached.set()
+        self.opened.wait()

@@ -19,6 +19,7 @@ class StandIn(ThreadingHTTPServer):
     """Answers for a base and for adapters of one rank that are loaded at run time."""
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, model: Path, *, rank: int, most: int = 128) -> None:
         super().__init__(("127.0.0.1", 0), type("Bound", (_Handler,), {"server_": self}))
@@ -30,6 +31,7 @@ class StandIn(ThreadingHTTPServer):
         self.processed = True
         self.answered = 0
         self.paths: dict[str, str] = {}
+        self.loads: list[str] = []  # names that it was asked to load
         self._lock = threading.Lock()
         policy = Policy.load(ModelSection(path=str(model)), LoraSection(rank=rank), seed=0, device="cpu")
         self._engine = LogprobEngine(policy)
@@ -56,6 +58,7 @@ class StandIn(ThreadingHTTPServer):
             return self._load(body["lora_name"], body["lora_path"])
 
     def _load(self, name: str, path: str) -> tuple[int, object]:
+        self.loads.append(name)
         if name in self.paths:
             return 400, f"The lora adapter {name!r} has already been loaded."
         if not (Path(path) / "adapter_config.json").is_file():

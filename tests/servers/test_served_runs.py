@@ -1,12 +1,10 @@
 """Whole runs and starts with servers: they are exact, continue with the same bytes, and refuse what cannot work."""
 
-import json
 import os
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,50 +17,11 @@ from groupwise.observe.metrics import read_metrics
 from grpo import check, train_grpo
 from grpo.config import GrpoConfig
 from tests.runs import assert_same_run, before_step, stop_after
+from tests.servers.conftest import Command
 from tests.servers.proxy import Proxy, status
 from tests.servers.stand_in import StandIn
 from tests.train.test_distributed_runs import assert_equal_to_rounding, wait_for
 from tests.train.test_processes import run_processes, start_processes
-
-CONFIG = """
-model: {path: MODEL}
-lora: {rank: 4}
-data: {train: [DATA], heldout_prompts: 4}
-rewards: [{name: "REWARD"}]
-sampling: {max_new_tokens: 5, engine: vllm, servers: [SERVERS], versions_folder: VERSIONS, server_wait: 1}
-rollout: {completions_per_prompt: 4}
-optimizer: {learning_rate: 2.0e-2, warmup_steps: 1}
-run: {name: run, folder: RUNS, groups_per_step: 4, checkpoint_every: 2, report: false}
-steps: 4
-eval: {every: 0, samples_per_prompt: 2, threshold: 0.5}
-"""
-REWARD = """
-def even(rows, completions):
-    return [sum(i % 2 == 0 for i in c.token_ids) / len(c.token_ids) for c in completions]
-"""
-Command = Callable[..., list[str]]
-
-
-@pytest.fixture
-def command(tmp_path: Path, tiny_llama: Path, servers: list[StandIn]) -> Command:
-    """Arguments of a small run on the two stand-ins."""
-    data = tmp_path / "prompts.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"We saw film number {i}."}) + "\n" for i in range(40)))
-    (tmp_path / "rewards.py").write_text(REWARD)
-
-    def arguments(*flags: str, runs: str = "runs", addresses: list[str] | None = None) -> list[str]:
-        values = {
-            "MODEL": tiny_llama, "DATA": data, "REWARD": f"{tmp_path}/rewards.py:even", "RUNS": tmp_path / runs,
-            "SERVERS": ", ".join(addresses or [one.address for one in servers]), "VERSIONS": tmp_path / "versions",
-        }  # fmt: skip
-        text = CONFIG
-        for name, value in values.items():
-            text = text.replace(name, str(value))
-        file = tmp_path / "config.yaml"
-        file.write_text(text)
-        return ["--config", str(file), *flags]
-
-    return arguments
 
 
 def test_a_run_on_servers_is_on_policy_and_leaves_nothing_behind(
@@ -212,6 +171,7 @@ def test_the_check_looks_at_the_servers(command: Command, capsys: pytest.Capture
         (("--sampling.versions_folder", "null"), "needs versions_folder"),
         (("--sampling.servers", "[http://me:word@host:1]"), "holds a password"),
         (("--sampling.servers", "[host:8000]"), "is no address"),
+        (("--sampling.servers", "[http://host:80000]"), "is no address"),
         (("--sampling.servers", "[http://a:1, http://a:1/]"), "is there twice"),
         (("--sampling.captured", "true"), "engine vllm samples on servers"),
         (("--sampling.min_p", "0.1", "--sampling.top_p", "0.9"), "min-p first"),
@@ -239,15 +199,19 @@ def test_the_cap_starts_from_two_with_servers_and_null_leaves_it_off(command: Co
 def test_two_processes_ask_for_their_own_share_and_learn_what_one_learns(
     command: Command, tmp_path: Path, servers: list[StandIn]
 ) -> None:
-    """The main process publishes, each asks for its prompts; a version is never unloaded under the other's hands.
+    """Each asks for its prompts; a version is loaded once and never unloaded under the other's hands.
 
-    Each has one prompt: when both began with the first server, the second had nothing to do.
+    Every process once had every server load and forget every version. Each has one prompt here: when both began with
+    the first server, the second had nothing to do.
     """
     for runs, processes in (("one", 1), ("two", 2)):
         before = [one.answered for one in servers]
         run_processes(processes, ["grpo/train_grpo.py", *command("--run.groups_per_step", "2", runs=runs)])
         first, second = (one.answered - past for one, past in zip(servers, before, strict=True))
         assert first == second
+        for one in servers:
+            assert len(one.loads) == len(set(one.loads)) == 1 + 4, one.loads  # the look at the start, and the steps
+            one.loads.clear()
     assert_equal_to_rounding(tmp_path / "one" / "run", tmp_path / "two" / "run")
     rows = read_metrics(tmp_path / "two" / "run" / "metrics.jsonl")
     assert all(row["sampler/gap_largest"] < 1e-4 and row["servers/up"] == 2 for row in rows)
@@ -279,3 +243,26 @@ def test_two_processes_sample_ahead_and_go_on_with_what_each_had_asked(command: 
         load_file(tmp_path / runs / "run" / "adapter" / "adapter_model.safetensors") for runs in ("same", "two")
     )
     assert all(torch.equal(same[name], value) for name, value in straight.items())
+
+
+@pytest.mark.distributed
+def test_two_processes_stop_where_one_of_them_finds_no_server(
+    command: Command, tmp_path: Path, servers: list[StandIn]
+) -> None:
+    """Only the main one publishes; the other would wait for it for days. What both have learned is saved."""
+    proxies = [Proxy(one.address) for one in servers]
+    started = start_processes(
+        2, ["grpo/train_grpo.py", *command("--steps", "400", addresses=[proxy.address for proxy in proxies])]
+    )
+    try:
+        wait_for(tmp_path / "runs" / "run" / "checkpoints" / "step-000002" / "manifest.json")
+        for proxy in proxies:
+            proxy.faulty("/v1/models", status(500), times=10**6)
+        outputs = [process.communicate(timeout=120)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [3, 3], "\n".join(outputs)
+    assert all("none of 2 servers answers" in said for said in outputs)
+    rows = read_metrics(tmp_path / "runs" / "run" / "metrics.jsonl")
+    assert (tmp_path / "runs" / "run" / "checkpoints" / f"step-{len(rows):06d}" / "manifest.json").is_file()

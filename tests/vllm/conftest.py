@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from groupwise.servers.versions import Versions
+from groupwise.servers.versions import VersionsFolder
 from scripts.vllm_cpu import VENV, Server
 from tests.servers.conftest import engine as engine
 
@@ -90,5 +90,5 @@ def real(pair: list[Server]) -> list[Server]:
 
 
 @pytest.fixture
-def versions(tmp_path: Path) -> Versions:
-    return Versions(tmp_path / "versions", "test run")
+def versions(tmp_path: Path) -> VersionsFolder:
+    return VersionsFolder.of_run(tmp_path / "versions", tmp_path / "test run")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -16,11 +15,10 @@ from groupwise.observe.metrics import read_metrics
 from grpo import train_grpo
 from scripts.vllm_cpu import Server
 from tests.runs import before_step
-from tests.servers.test_served_runs import CONFIG, REWARD
+from tests.servers.conftest import CONFIG, REWARD, Command, start_training
 from tests.vllm.conftest import LONGEST, Start
 
 pytestmark = pytest.mark.vllm
-Command = Callable[..., list[str]]
 
 
 @pytest.fixture
@@ -64,6 +62,25 @@ def test_a_run_learns_from_what_its_own_policy_drew_though_a_server_dies(
         assert all(row["ratio"] == pytest.approx(1, abs=1e-5) for row in rows)
     assert not list((tmp_path / "versions").iterdir())
     assert [name for name in models_of(real[0]) if name.startswith("groupwise-")] == []
+
+
+def test_a_check_beside_a_run_costs_it_nothing_but_time(
+    command: Command, tmp_path: Path, real: list[Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These servers keep one adapter in memory: the check's takes its place, and the run's is read from disk again."""
+
+    def check() -> None:
+        before = [models_of(server) for server in real]
+        process = start_training(command(real, "--check"))
+        said = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, said
+        assert [models_of(server) for server in real] == before
+
+    before_step(2, check, monkeypatch)
+    train_grpo.main(command(real))
+    rows = read_metrics(tmp_path / "runs" / "run" / "metrics.jsonl")
+    assert all(row["servers/faults"] == 0 and row["servers/up"] == 2 for row in rows)
+    assert all(row["sampler/gap_largest"] < 1e-4 for row in rows)
 
 
 def test_what_cannot_work_is_refused_at_the_start_with_all_problems_of_all_servers(
