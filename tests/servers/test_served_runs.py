@@ -65,7 +65,9 @@ def test_a_run_whose_servers_are_gone_stops_and_goes_on_where_it_was(
     with monkeypatch.context() as patch:
         before_step(3, all_fail, patch)
         with pytest.raises(RunStopped, match="none of 2 servers answers"):
-            train_grpo.main(command(addresses=addresses))
+            train_grpo.main(command("--run.checkpoint_every", "0", addresses=addresses))
+    saved = [path.name for path in (tmp_path / "runs" / "run" / "checkpoints").iterdir()]
+    assert saved == ["step-000003"], "all steps that were done, though none was due"
     train_grpo.main(command())
     train_grpo.main(command(runs="straight"))
     same = ("weights.safetensors",)
@@ -196,17 +198,19 @@ def test_the_cap_starts_from_two_with_servers_and_null_leaves_it_off(command: Co
 
 
 @pytest.mark.distributed
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
 def test_two_processes_ask_for_their_own_share_and_learn_what_one_learns(
-    command: Command, tmp_path: Path, servers: list[StandIn]
+    command: Command, tmp_path: Path, servers: list[StandIn], sharding: str
 ) -> None:
     """Each asks for its prompts; a version is loaded once and never unloaded under the other's hands.
 
     Every process once had every server load and forget every version. Each has one prompt here: when both began with
     the first server, the second had nothing to do.
     """
+    two_groups = ("--run.groups_per_step", "2", "--run.sharding", sharding)
     for runs, processes in (("one", 1), ("two", 2)):
         before = [one.answered for one in servers]
-        run_processes(processes, ["grpo/train_grpo.py", *command("--run.groups_per_step", "2", runs=runs)])
+        run_processes(processes, ["grpo/train_grpo.py", *command(*two_groups, runs=runs)])
         first, second = (one.answered - past for one, past in zip(servers, before, strict=True))
         assert first == second
         for one in servers:
