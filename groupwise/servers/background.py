@@ -4,12 +4,23 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
+_TICK = 0.2  # s until signals are heeded again
 _UNRESPONSIVE = 1.0  # s for a loop that something blocks, and for its thread to end
+
+
+def result_of(future: "Future[Result]") -> Result:
+    """What a future holds, when it does.
+
+    In short waits: a signal that comes between two instructions just before a wait does not interrupt that one.
+    """
+    while not wait([future], timeout=_TICK).done:
+        pass
+    return future.result()
 
 
 class Background:

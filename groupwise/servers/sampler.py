@@ -18,7 +18,7 @@ from groupwise.model.drawing import SamplingParams
 from groupwise.model.engine import LogprobEngine, sampled_logprobs
 from groupwise.model.sampler import Answers
 from groupwise.servers.answers import AnswerRules, Ask, seed_of
-from groupwise.servers.background import Background
+from groupwise.servers.background import Background, result_of
 from groupwise.servers.loading import Version
 from groupwise.servers.pool import Limits, Pool, from_own_place
 from groupwise.servers.settings import ServedSamplingSection
@@ -100,7 +100,7 @@ class ServerSampler:
             self._versions.keep([name])
 
     def _bring(self, version: Version) -> None:
-        self._background.submit(self._pool.publish, version).result()
+        result_of(self._background.submit(self._pool.publish, version))
 
     def ask(
         self,
@@ -136,7 +136,7 @@ class ServerSampler:
         published: Mapping[str, Tensor],
     ) -> list[list[Completion]]:
         """Answers when they are there, with their log-probs under the policy that was published for them."""
-        found = self._runtime.together(drawn.result)
+        found = self._runtime.together(lambda: result_of(drawn))
         groups = [
             Group(key=str(place), prompt_ids=ask.prompt_ids, completions=tuple(own))
             for place, (ask, own) in enumerate(zip(asks, found, strict=True))
