@@ -8,6 +8,7 @@ It listens on 127.0.0.1 only and sends no usage statistics. Knows nothing about 
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -106,11 +107,21 @@ class Server:
             time.sleep(0.5)
 
     def _answers(self) -> bool:
+        return self._page("/health") is not None
+
+    @property
+    def busy(self) -> bool:
+        """Whether it is decoding, by its own count."""
+        running = re.findall(r"^vllm:num_requests_running\S* (\S+)$", self._page("/metrics") or "", re.MULTILINE)
+        return any(float(count) > 0 for count in running)
+
+    def _page(self, path: str) -> str | None:
+        """What it says there, if it does."""
         try:
-            with urllib.request.urlopen(f"{self.address}/health", timeout=5) as reply:
-                return reply.status == 200
+            with urllib.request.urlopen(f"{self.address}{path}", timeout=5) as reply:
+                return reply.read().decode()
         except (urllib.error.URLError, OSError):
-            return False
+            return None
 
     def signal(self, number: int) -> None:
         """To the process and all its workers; one that is gone already is left in peace."""

@@ -4,8 +4,8 @@
 
 Both train the embedded base's twin of another family, for vLLM has no LoRA for GPT-2: model/base_qwen2, which is
 trained first where it is not there (25 minutes). They are measured by the built-in sampler. The second server gets
-SIGKILL when ten steps are done and stays away until the run is over. Servers come from scripts/vllm_cpu.py; VLLM_VENV
-names another environment that has vLLM.
+SIGKILL in the middle of its answers for the eleventh step, and stays away until the run is over. Servers come from
+scripts/vllm_cpu.py; VLLM_VENV names another environment that has vLLM.
 """
 
 import os
@@ -64,8 +64,9 @@ def train_served(training: Training, servers: list[Server], options: Namespace) 
     over = threading.Event()
 
     def kill_in_time() -> None:
-        while not over.wait(0.2):
-            if metrics.is_file() and len(read_metrics(metrics)) >= KILLED_AFTER:
+        while not over.wait(0.1):
+            done = metrics.is_file() and len(read_metrics(metrics)) >= KILLED_AFTER
+            if done and servers[1].busy:  # it answers for the next step
                 servers[1].kill()
                 return
 
