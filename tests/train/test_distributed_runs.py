@@ -218,6 +218,18 @@ def test_a_killed_run_goes_on_with_the_same_or_another_number_of_processes(
     assert_goes_on_after_kills(Site(tmp_path, tiny_model, method, sharding, trained))
 
 
+@pytest.mark.parametrize(("first", "then"), [("none", "fsdp2"), ("fsdp2", "none")])
+def test_a_killed_run_goes_on_with_weights_spread_otherwise(
+    tiny_model: Path, tmp_path: Path, first: str, then: str
+) -> None:
+    """`run.sharding` says where weights lie, not what is computed; it was refused as another configuration."""
+    site = Site(tmp_path, tiny_model, "dpo", first, "full")
+    straight = site.run("straight", 2)
+    site.killed("runs", 2)
+    site.replace(f"sharding: {first}", f"sharding: {then}")
+    assert_equal_to_rounding(straight, site.run("runs", 2))
+
+
 @pytest.mark.parametrize("sharding", ["none", "fsdp2"])
 def test_a_run_killed_within_a_rollout_goes_on_with_what_each_process_held(
     tiny_model: Path, tmp_path: Path, sharding: str
