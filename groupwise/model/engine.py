@@ -80,6 +80,8 @@ class LogprobEngine:
                 f"output head: {policy.head_error}; using the model's own logits, which takes more memory"
             )
         self.method: Method = "repeat"
+        if method == "repeat" and policy.sharded:  # as many passes as completions: processes would lose step
+            raise UserError("model.attention: repeat does not go with layers spread over processes; set run.sharding none")
         if method != "repeat":
             own = policy.attention
             reason = self._disagreement()
