@@ -81,7 +81,9 @@ class LogprobEngine:
             )
         self.method: Method = "repeat"
         if method == "repeat" and policy.sharded:  # as many passes as completions: processes would lose step
-            raise UserError("model.attention: repeat does not go with layers spread over processes; set run.sharding none")
+            raise UserError(
+                "model.attention repeat does not go with layers spread over processes; set run.sharding none"
+            )
         if method != "repeat":
             own = policy.attention
             reason = self._disagreement()
