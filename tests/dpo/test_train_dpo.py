@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 import subprocess
 import sys
 from collections.abc import Callable
@@ -240,6 +241,7 @@ def test_a_second_signal_leaves_at_once_and_damages_nothing(
 ) -> None:
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1.5)  # at once it would be the same wish
         os.kill(os.getpid(), signal.SIGINT)
 
     train_dpo.main(command(runs="straight"))

@@ -4,7 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
+
+from groupwise.train import interrupt
+from groupwise.train.interrupt import StopSignals
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,3 +35,18 @@ with StopSignals(lambda line: print(line, flush=True)):
     assert child.returncode == 0
     assert rest.count("x") == count - 1
     assert rest.strip("x\n") == "SIGTERM: finishing this step and saving; once more leaves at once"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_twice_at_once_is_one_wish(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun passes on what was sent to it and, by the same command, to its workers: nothing was saved then."""
+    said: list[str] = []
+    with StopSignals(said.append) as stop:
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        assert stop.received == number
+        now = time.monotonic()
+        monkeypatch.setattr(interrupt.time, "monotonic", lambda: now + 1.5)
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            os.kill(os.getpid(), number)
+    assert len(said) == 1
