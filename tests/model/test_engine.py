@@ -1,6 +1,7 @@
 """Invariant 1: the shared-prompt pass equals one row per completion, values and gradients, for every family."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -9,10 +10,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from groupwise.batch import pack
+from groupwise.errors import UserError
 from groupwise.groups import Group
 from groupwise.model.engine import LogprobEngine, reference_logprobs
 from groupwise.model.policy import Policy
-from groupwise.sections import LoraSection
+from groupwise.sections import LoraSection, ModelSection
 from tests.conftest import random_groups
 from tests.families import FAMILIES, RECURRENT, VOCABULARY, make_model
 
@@ -223,3 +225,11 @@ def test_entropy_and_kl_over_the_vocabulary_equal_the_plain_formula(lora: bool, 
     torch.testing.assert_close(scores.entropy_T, entropy_T, atol=1e-10, rtol=0)
     ours = gradients(policy, scores.kl_T + scores.entropy_T.flip(0))
     torch.testing.assert_close(ours, gradients(policy, kl_T + entropy_T.flip(0)), atol=1e-9, rtol=1e-9)
+
+
+def test_unshared_prompts_are_refused_where_layers_are_spread(tiny_model: Path) -> None:
+    """A pass for every completion: processes counted other numbers of them and waited for each other for ever."""
+    policy = Policy.load(ModelSection(path=str(tiny_model)), LoraSection(rank=2), seed=0, device="cpu")
+    policy.sharded = True
+    with pytest.raises(UserError, match="model.attention repeat does not go with"):
+        LogprobEngine(policy, method="repeat")
