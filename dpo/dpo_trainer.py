@@ -168,6 +168,8 @@ def _finish(config: DpoConfig, prepared: Prepared, base_model: str, result: FitR
         result,
         attention=prepared.engine.method,
         seed=config.run.seed,
+        processes=run.runtime.processes,
+        sharding=config.run.sharding,
         base_model=base_model,
         sources=(*config.data.train, *config.data.heldout),
         reports={part: report.as_dict() for part, report in prepared.reports.items()},

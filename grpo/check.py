@@ -24,7 +24,7 @@ from groupwise.preflight.folder import check_folder
 from groupwise.preflight.lengths import histogram
 from groupwise.preflight.memory import sampling_bytes
 from groupwise.preflight.model import TrialStep, load_model, trial_step
-from groupwise.preflight.report import Report
+from groupwise.preflight.report import Report, own_terminal
 from groupwise.preflight.sources import check_sources
 from groupwise.preflight.texts import check_ends, check_template, tell_leaks
 from groupwise.preflight.timing import Speed, repeated, tell_network, tell_servers
@@ -43,7 +43,7 @@ from grpo.trial import Trial, check_probes, roll_out
 
 def check(config: GrpoConfig, *, console: Console | None = None, memory: int | None = None) -> int:
     """Look at everything, show what is found; returns the exit code. `memory` stands for the bytes there are."""
-    report = Report(console or Console())
+    report = Report(console or own_terminal())
     quiet_libraries()
     with report.part("configuration and folder"):
         report.ok("the configuration holds no unknown key and no value out of range")

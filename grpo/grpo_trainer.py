@@ -87,6 +87,8 @@ def train(config: GrpoConfig, *, console: Console | None = None) -> RunFolder:
                 result,
                 attention=prepared.engine.method,
                 seed=config.run.seed,
+                processes=run.runtime.processes,
+                sharding=config.run.sharding,
                 base_model=identity["base model"],
                 sources=(*config.data.train, *config.data.heldout),
                 reports={part: report.as_dict() for part, report in prepared.reports.items()},

@@ -1,5 +1,6 @@
 """What a check has found, shown as it is found and counted at the end. Knows nothing about what is checked."""
 
+import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,11 @@ class Finding:
 
     level: Level
     text: str
+
+
+def own_terminal() -> Console:
+    """Where this process shows what it finds: nowhere, if a launcher started others before it, which find the same."""
+    return Console(quiet=os.environ.get("RANK", "0") != "0")
 
 
 @dataclass(slots=True)

@@ -115,7 +115,7 @@ async def _check_one(address: str, wanted: _Wanted, api_key: str | None) -> _Ver
 
 def _cannot_be_asked(fault: ServerFault) -> str:
     if fault.status in (401, 403):
-        return f"refuses the API key (HTTP {fault.status}); sampling.api_key_variable names whose value is sent: set it right"
+        return f"refuses the API key (HTTP {fault.status}); sampling.api_key_variable names the variable that holds it"
     remedy = "is it a vLLM server?" if fault.kind in ("garbled", "status") else "is it started, and can it be reached?"
     return f"cannot be asked: {fault}; {remedy}"
 

@@ -116,8 +116,10 @@ def open_run(config: Section, section: RunSection, folder: RunFolder, console: C
     )
     asked = {one.key: one.value for one in settings(config)}
     check_same(asked, runtime, remedy="start all of them by the same command")
-    state, notes = runtime.from_main(lambda: folder.state(config, resume=section.resume))
     own = console if runtime.is_main else Console(quiet=True)
+    if runtime.processes > 1:
+        say(own, f"{runtime.processes} processes, the first on {runtime.device}; run.sharding {section.sharding}")
+    state, notes = runtime.from_main(lambda: folder.state(config, resume=section.resume))
     for note in notes:
         say(own, note)
     if state == "finished":
