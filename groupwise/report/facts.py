@@ -15,8 +15,9 @@ _PHASES = {
     "backward pass": ("time/backward_s", "run.tokens_per_forward as large as memory allows, no recomputation"),
     "evaluation": ("time/evaluate_s", "a larger eval.every, or fewer held-out prompts"),
 }
+_BY_SERVERS = "sampling.ahead 1, which samples while the step before learns, or more sampling.servers"
 
-_MADE_OF = ("adapter_step", "seeds", "attention", "hashes", "versions")
+_MADE_OF = ("adapter_step", "seeds", "processes", "sharding", "attention", "hashes", "versions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ def ledger(rows: Sequence[Mapping[str, float]]) -> Ledger:
     >>> found = ledger([{"step": 1, "time/step_s": 4.0, "time/sample_s": 3.0, "tokens/completion": 8.0}])
     >>> [(share.name, share.seconds, share.part) for share in found.shares], found.tokens
     ([('sampling', 3.0, 0.75), ('the rest', 1.0, 0.25)], 8)
+    >>> ledger([{"step": 1, "time/step_s": 4.0, "time/sample_s": 3.0, "servers/up": 2.0}]).advice.partition(":")[2]
+    ' sampling.ahead 1, which samples while the step before learns, or more sampling.servers'
     """
     total = sum(row.get("time/step_s", 0.0) for row in rows)
     tokens = int(sum(row.get("tokens/prompt", 0.0) + row.get("tokens/completion", 0.0) for row in rows))
@@ -53,9 +56,11 @@ def ledger(rows: Sequence[Mapping[str, float]]) -> Ledger:
     shares = [Share(name, own, own / total) for name, own in seconds.items() if own > 0]
     rest = total - sum(share.seconds for share in shares)
     largest = max(shares, key=lambda share: share.seconds, default=None)
-    advice = "" if largest is None else (
-        f"{largest.name} takes most, {100 * largest.part:.0f} % of the time: {_PHASES[largest.name][1]}"
-    )  # fmt: skip
+    advice = ""
+    if largest is not None:
+        by_servers = largest.name == "sampling" and any("servers/up" in row for row in rows)
+        remedy = _BY_SERVERS if by_servers else _PHASES[largest.name][1]
+        advice = f"{largest.name} takes most, {100 * largest.part:.0f} % of the time: {remedy}"
     return Ledger([*shares, Share("the rest", max(0.0, rest), max(0.0, rest) / total)], total, tokens, advice)
 
 

@@ -47,7 +47,8 @@ class VersionsFolder:
         aside = self.folder / f"{_ASIDE}{self.prefix}adapter"
         try:
             shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
+            self.folder.mkdir(exist_ok=True)  # its parents must be there: a mistyped path is not made
+            aside.mkdir()
             policy.save_adapter(aside)
             digest = hashlib.sha256()
             for file in sorted(aside.iterdir()):

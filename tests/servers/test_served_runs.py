@@ -270,3 +270,10 @@ def test_two_processes_stop_where_one_of_them_finds_no_server(
     assert all("none of 2 servers answers" in said for said in outputs)
     rows = read_metrics(tmp_path / "runs" / "run" / "metrics.jsonl")
     assert (tmp_path / "runs" / "run" / "checkpoints" / f"step-{len(rows):06d}" / "manifest.json").is_file()
+
+
+def test_a_mistyped_folder_of_versions_is_refused_and_not_made(command: Command, tmp_path: Path) -> None:
+    """Servers would look for the adapter where nobody meant it to be."""
+    with pytest.raises(UserError, match=r"sampling.versions_folder: .*typo/versions cannot be written: No such file"):
+        train_grpo.main(command("--sampling.versions_folder", str(tmp_path / "typo" / "versions")))
+    assert not (tmp_path / "typo").exists()
