@@ -8,7 +8,9 @@ and losses.
 
 import atexit
 import functools
+import gc
 import heapq
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +27,7 @@ from groupwise.train.lockstep import Lockstep
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_PARTING = 0.2  # s for threads of groups that something still holds, as FSDP2 does
 _PATIENCE = timedelta(days=7)  # one that is gone is noticed by its closed connection, not by its silence
 _LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL communicator was aborted")
 
@@ -240,8 +243,12 @@ def _hosts() -> ProcessGroup:
 
 
 def _part() -> None:
+    """Leave, with no thread of a group left: one that lets go of a tensor while Python ends aborts the program."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    _hosts.cache_clear()
+    gc.collect()  # what is left of groups goes, and their threads are joined
+    time.sleep(_PARTING)
 
 
 def deal(costs: Sequence[float], parts: int) -> list[list[int]]:

@@ -78,6 +78,7 @@ def main(model: Path, out: Path, sharding: Literal["none", "fsdp2"], trained: st
         if runtime.is_main:
             save_file(found, out / f"{name}.safetensors")
     runtime.wait()
+    runtime.close()
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ def main(model: Path, out: Path, name: str, together: bool) -> None:
     if runtime.is_main:
         save_file(weights, out / "weights.safetensors")
     runtime.wait()
+    runtime.close()
 
 
 if __name__ == "__main__":

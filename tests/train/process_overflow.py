@@ -42,6 +42,7 @@ def main(model: Path, settings: Path, sharding: Literal["zero2", "zero3"]) -> No
     assert 0 < step(1.0) < float("inf")
     assert not torch.equal(weights(), before)
     runtime.wait()
+    runtime.close()
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ def main(out: Path) -> None:
     for process, content in enumerate(runtime.to_main(packed(share.parts))):
         (out / f"part-{process}").write_bytes(content)
     runtime.wait()
+    runtime.close()
     read = [part for file in runtime.in_turn(sorted(out.glob("part-*"))) for part in unpacked(file.read_bytes())]
     found = {
         "collected": described(share),
