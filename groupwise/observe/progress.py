@@ -20,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from groupwise.errors import printable
+from groupwise.errors import Interrupted, RunStopped, UserError, printable
 
 _RECENT_STEPS = 50
 _MOST_METRICS = 8
@@ -196,7 +196,9 @@ class _Display:
     ) -> None:
         try:
             if kind is not None and self._run is not None:
-                self.line(f"stopped by {kind.__name__} after step {self._run.done}")
+                told_below = issubclass(kind, UserError | RunStopped | Interrupted)
+                cause = "" if told_below else f" by {kind.__name__}"
+                self.line(f"stopped{cause} after step {self._run.done}")
         finally:
             self.finish()
 

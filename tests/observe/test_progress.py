@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 from rich.console import Console
 
+from groupwise.errors import Interrupted, RunStopped, UserError
 from groupwise.observe.progress import LiveProgress, PlainProgress, Progress, duration, make_progress, sparkline
 
 
@@ -164,6 +165,16 @@ def test_an_exception_is_told_and_not_swallowed() -> None:
         progress.step(1, {"loss": 0.5})
         raise RuntimeError("boom")
     assert "stopped by RuntimeError after step 1" in raw.getvalue().decode()
+
+
+@pytest.mark.parametrize("error", [RunStopped("5 of 5 failed"), UserError("no row"), Interrupted("saved", 15)])
+def test_where_a_message_tells_why_no_class_is_named(error: Exception) -> None:
+    console, raw = _console(terminal=False)
+    with pytest.raises(type(error)), make_progress(console) as progress:
+        progress.start(10, 0, "GRPO")
+        progress.step(1, {"loss": 0.5})
+        raise error
+    assert "stopped after step 1" in raw.getvalue().decode()
 
 
 def test_misuse_is_an_error() -> None:
