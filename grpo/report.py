@@ -34,6 +34,19 @@ HEALTH = (
     ),
     Panel(title="Faults of rewards", y_label="completions", lines={"faults": "rewards/faults"}),
 )  # fmt: skip
+SAMPLER = (
+    Panel(
+        title="Log-probs, sampler and engine apart", y_label="nats per token",
+        lines={"mean": "sampler/gap", "largest": "sampler/gap_largest"},
+    ),
+    Panel(title="Correction for that gap", y_label="mean weight of a token", lines={"weight": "sampler_weight"}),
+    Panel(
+        title="Faults of servers", y_label="in a rollout",
+        lines={"faults": "servers/faults", "groups asked again": "servers/asked_again"},
+    ),
+    Panel(title="Servers that answer", y_label="servers", lines={"servers": "servers/up"}),
+    Panel(title="Bringing adapters to servers", y_label="s", lines={"publishing": "time/publish_s"}),
+)  # fmt: skip
 TIME = (
     Panel(
         title="Seconds per step", y_label="s",
@@ -50,6 +63,7 @@ METHOD = Method(
         "Is it learning?": LEARNING,
         "Is it drifting?": DRIFTING,
         "Is it healthy?": HEALTH,
+        "Is the sampler right?": SAMPLER,
         "Where does the time go?": TIME,
     },
     watched=WATCHED,

@@ -46,6 +46,22 @@ def test_the_page_holds_what_the_files_hold(tmp_path: Path) -> None:
     assert "backward pass takes most, 40 % of the time" in page
 
 
+def test_a_run_before_servers_shows_how_far_they_were_from_the_engine(tmp_path: Path) -> None:
+    """A run that servers sampled and one that sampled by itself: only the first has something to show."""
+    folder, own = grpo_run(tmp_path / "served"), grpo_run(tmp_path / "own")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        gap = {"sampler/gap": row["step"] / 1000, "sampler/gap_largest": row["step"] / 100, "sampler_weight": 0.9}
+        row |= gap | {"servers/up": 2 - (row["step"] > 20), "servers/faults": 0, "servers/asked_again": 3}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    charts = data_of(write_report(read(folder)).read_text(encoding="utf-8"))["charts"]["Is the sampler right?"]
+    drawn = {line["label"]: line["y"] for chart in charts for line in chart["series"]}
+    assert drawn["mean"][4] == 0.005 and drawn["largest"][4] == 0.05 and drawn["weight"] == [0.9] * 30
+    assert drawn["servers"] == [2] * 20 + [1] * 10 and drawn["groups asked again"] == [3] * 30
+    page = write_report(read(own)).read_text(encoding="utf-8")
+    assert "Is it healthy?</h2>" in page and "Is the sampler right?</h2>" not in page
+
+
 def test_a_page_needs_nothing_else(tmp_path: Path) -> None:
     page = write_report(read(grpo_run(tmp_path / "run"))).read_text(encoding="utf-8")
     without_data = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)

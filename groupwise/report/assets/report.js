@@ -13,6 +13,11 @@
     return made;
   };
   const shown = (value) => (value === null || value === undefined ? "–" : Number(value).toPrecision(4));
+  const atAxis = (tick) => {
+    if (tick === null) return "";
+    const number = Number(tick.toPrecision(4));
+    return String(number).length <= 7 ? String(number) : number.toExponential();  // 0.000006 does not fit beside the axis
+  };
 
   // --- curves
 
@@ -80,7 +85,7 @@
         const room = (most - least || Math.abs(most) || 1) * 0.08;
         return [low === null ? least - room : Math.min(low, least), high === null ? most + room : Math.max(high, most) + (high === null ? 0 : room / 4)];
       } } },
-      axes: [{ ...axis }, { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : String(Number(tick.toPrecision(4))))) }],
+      axes: [{ ...axis }, { ...axis, size: 58, values: (_, ticks) => ticks.map(atAxis) }],
       cursor: { sync: chart.raw ? undefined : { key: "steps" }, drag: { x: true, y: false } },
       legend: { live: true },
     }, columns, target);
