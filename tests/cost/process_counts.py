@@ -138,8 +138,11 @@ def main(folder: Path, out: Path) -> None:
         for sharding in SHARDINGS
         for trained in ("LoRA", "all")
     }
-    if Runtime().is_main:
+    runtime = Runtime()
+    if runtime.is_main:
         out.write_text(json.dumps(found))
+    runtime.wait()
+    runtime.close()
 
 
 if __name__ == "__main__":
