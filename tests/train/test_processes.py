@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.dpo import test_dpo_objective as preference
 from tests.grpo import test_objective as relative
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 GRPO = """
@@ -38,12 +38,9 @@ GRADIENTS = [
 
 def start_processes(count: int, arguments: list[str]) -> list[subprocess.Popen[str]]:
     """Start a program in several processes as torchrun does, one thread each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     common = os.environ | {
         "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
     }  # fmt: skip
     return [
         subprocess.Popen(

@@ -1,7 +1,6 @@
 """Two real vLLM servers for a tiny Llama, on CPUs; without vLLM everything here is skipped, with the reason."""
 
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from groupwise.servers.versions import VersionsFolder
 from scripts.vllm_cpu import VENV, Server
+from tests.ports import free_port
 from tests.servers.conftest import engine as engine
 
 LONGEST = 128
@@ -21,12 +21,6 @@ Start = Callable[..., Server]
 def venv() -> Path:
     """Where vLLM lies: VLLM_VENV, or what scripts/vllm_cpu.py installed."""
     return Path(os.environ.get("VLLM_VENV", VENV))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")
