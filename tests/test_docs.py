@@ -8,7 +8,8 @@ import pytest
 from scripts.write_config_tables import BEGIN, END, READMES, with_tables
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("configs/recipes/*.md")]
+KINDS = ("*.md", "[!.]*/README.md", "docs/**/*.md", "configs/**/*.md")
+DOCUMENTS = sorted({page for kind in KINDS for page in ROOT.glob(kind)})
 
 
 @pytest.mark.parametrize("name", sorted(READMES))
