@@ -4,8 +4,8 @@
     python -m benchmarks.scaling                # fits, and prints the errors on the configurations that were held out
     python -m benchmarks.scaling --extrapolate  # what it says for 70B on 64 GPUs with 16 servers
 
-Measured are CPU seconds of one thread, the least of three: other programs on the machine disturb those least. Models
-are random; what they would say does not matter to time.
+Measured are CPU seconds of one thread, the least of three. The machine must be idle all the same: beside other programs
+they were three times as many. Models are random; what they would say does not matter to time.
 """
 
 import argparse

@@ -8,8 +8,8 @@ import pytest
 from scripts.write_config_tables import BEGIN, END, READMES, with_tables
 
 ROOT = Path(__file__).parent.parent
-KINDS = ("*.md", "[!.]*/README.md", "docs/**/*.md", "configs/**/*.md")
-DOCUMENTS = sorted({page for kind in KINDS for page in ROOT.glob(kind)})
+PATTERNS = ("*.md", "[!.]*/README.md", "docs/**/*.md", "configs/**/*.md")
+DOCUMENTS = sorted({page for pattern in PATTERNS for page in ROOT.glob(pattern)})
 
 
 @pytest.mark.parametrize("name", sorted(READMES))

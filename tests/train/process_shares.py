@@ -29,7 +29,6 @@ def main(out: Path) -> None:
     for process, content in enumerate(runtime.to_main(packed(share.parts))):
         (out / f"part-{process}").write_bytes(content)
     runtime.wait()
-    runtime.close()
     read = [part for file in runtime.in_turn(sorted(out.glob("part-*"))) for part in unpacked(file.read_bytes())]
     found = {
         "collected": described(share),
@@ -39,6 +38,7 @@ def main(out: Path) -> None:
         "first": [[group.key, [c.token_ids for c in group.completions]] for group in share.first(3, runtime)],
     }
     (out / f"found-{rank}.json").write_text(json.dumps(found))
+    runtime.close()
 
 
 if __name__ == "__main__":
